@@ -1,0 +1,117 @@
+/* Huge pages under pymalloc's arenas: the contract of the OS layer.
+
+   Layers, from the top:
+
+       obmalloc.c         knows arenas; asks _PyMem_ArenaAlloc/_PyMem_ArenaFree
+       arena.c            policy: which pages a request gets; no system call
+       os_linux.c         mechanism, one file per system: the system calls;
+       os_windows.c       no decision
+       os_other.c
+
+   static.c includes arena.c and the one OS file that fits the target, and is
+   itself included by obmalloc.c, so the whole room is one translation unit
+   with no exported symbol but those of pycore_hugepages.h.  The C tests
+   (Programs/_testhugepages.c) put a fake system in place of the OS file.
+
+   Words:
+
+       base page          the system's smallest page: 4 KiB on x86-64
+       explicit pages     huge pages that are asked for by size and granted or
+                          refused at once: hugetlb on Linux, large pages on
+                          Windows
+       THP                transparent huge pages: memory that the kernel is
+                          advised to put on huge pages, when and if it can
+       plain memory       what stock CPython asks for
+
+   Rules for every function below:
+
+   - Sizes are in bytes.  Alignment means that of the address.  ARENA_SIZE is
+     pycore_obmalloc.h's, or that of the C tests.
+   - A mapping is readable, writable, private, zeroed, and belongs to the
+     caller, who returns it with hugepages_os_unmap() and the size it was
+     asked with.
+   - A call that fails has changed nothing: what it mapped on the way is
+     unmapped again, and no signal is raised, now or at the first access.
+   - Any thread may call at any time.  No function needs a thread state, and
+     none calls back into Python. */
+
+#ifndef Py_HUGEPAGES_H
+#define Py_HUGEPAGES_H
+
+#include <stddef.h>               // size_t
+
+/* What the system said to a request. */
+typedef enum {
+    HUGEPAGES_OK = 0,
+    /* Not now; the same request may be granted later.  Examples: the pool is
+       empty, a limit is reached, memory is short. */
+    HUGEPAGES_BUSY,
+    /* Not in the life of this process.  Examples: a page size that the kernel
+       does not have, a privilege that the account does not hold. */
+    HUGEPAGES_NEVER,
+} hugepages_result;
+
+/* What the system offers: filled once by hugepages_os_scan() and never changed
+   after.  It tells facts; arena.c draws the conclusions. */
+typedef struct {
+    /* Size of a base page. */
+    size_t base_page_size;
+    /* Size of the explicit huge page that serves a request of ARENA_SIZE, or
+       0 if the system has none.  Nonzero is no promise: whether the kernel
+       was built with that size shows at the first request. */
+    size_t explicit_page_size;
+    /* Size of a transparent huge page (of the kind that one page table entry
+       of the level above base pages maps), or 0 if the system has none. */
+    size_t thp_size;
+    /* Nonzero if this process was told to do without transparent huge pages
+       (PR_SET_THP_DISABLE on Linux). */
+    int thp_disabled;
+} hugepages_system;
+
+/* Find out what the system offers.  Never fails: what cannot be found out is
+   filled with the value that lets the first request decide. */
+static void hugepages_os_scan(hugepages_system *system);
+
+/* Do what must be done once per process before explicit pages may be asked
+   for: enable SeLockMemoryPrivilege in the process token on Windows, nothing
+   elsewhere.  Called at most once, and only when explicit pages are wanted.
+   Return HUGEPAGES_OK or HUGEPAGES_NEVER; *os_error is as below. */
+static hugepages_result hugepages_os_enable_explicit(int *os_error);
+
+/* Map size bytes on explicit huge pages, aligned to one such page.  size must
+   be ARENA_SIZE, and system->explicit_page_size must divide it.
+
+   On success every page of the mapping is already in memory and charged to
+   this process, so that no later access can be refused with a signal.
+
+   Return HUGEPAGES_OK and set *address, or set *os_error to the system's error
+   number (errno on POSIX, GetLastError() on Windows) and say how final that
+   is.  What a function is not said to set is unspecified. */
+static hugepages_result hugepages_os_map_explicit(size_t size, void **address,
+                                                  int *os_error);
+
+/* Map size bytes, aligned to size, and advise the kernel to put them on
+   transparent huge pages.  size must be a power of two and a multiple of
+   system->thp_size.  Pages are faulted in by their first access, as plain
+   memory is.  Result as for hugepages_os_map_explicit(). */
+static hugepages_result hugepages_os_map_thp(size_t size, void **address,
+                                             int *os_error);
+
+/* Map size bytes of plain memory, aligned to a base page, exactly as stock
+   CPython does.  size is any value above 0.  Result as for
+   hugepages_os_map_explicit(), but never HUGEPAGES_NEVER. */
+static hugepages_result hugepages_os_map_plain(size_t size, void **address,
+                                               int *os_error);
+
+/* Give a mapping back.  address and size are those of one whole mapping made
+   by one of the functions above.
+
+   Return HUGEPAGES_OK, or HUGEPAGES_BUSY with *os_error set.  The system may
+   refuse for want of its own memory (Linux: ENOMEM when the mapping would have
+   to be cut out of a merged one and vm.max_map_count is reached); then the
+   mapping is still there, whole, readable and writable, and still belongs to
+   the caller. */
+static hugepages_result hugepages_os_unmap(void *address, size_t size,
+                                           int *os_error);
+
+#endif /* !Py_HUGEPAGES_H */

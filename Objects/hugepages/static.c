@@ -1,0 +1,26 @@
+/* The whole of Objects/hugepages as one translation unit, included by
+   obmalloc.c in place of its own _PyMem_ArenaAlloc() and _PyMem_ArenaFree(). */
+
+#include "pycore_hugepages.h"     // _PyMem_SetHugePages()
+
+#include "arena.c"
+
+#if defined(MS_WINDOWS)
+#  include "os_windows.c"
+#elif defined(__linux__)
+#  include "os_linux.c"
+#else
+#  include "os_other.c"
+#endif
+
+void *
+_PyMem_ArenaAlloc(void *Py_UNUSED(ctx), size_t size)
+{
+    return hugepages_alloc(size);
+}
+
+void
+_PyMem_ArenaFree(void *Py_UNUSED(ctx), void *ptr, size_t size)
+{
+    hugepages_free(ptr, size);
+}
