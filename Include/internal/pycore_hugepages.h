@@ -13,6 +13,9 @@ extern "C" {
 #if SIZEOF_VOID_P < 8
 #  error "PYMALLOC_USE_HUGEPAGES needs a 64-bit target"
 #endif
+#ifdef Py_GIL_DISABLED
+#  error "PYMALLOC_USE_HUGEPAGES cannot be used with Py_GIL_DISABLED"
+#endif
 
 /* Say which kinds of huge pages pymalloc's arenas may use from now on.
 
