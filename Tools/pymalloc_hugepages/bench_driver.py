@@ -1,0 +1,202 @@
+#!/usr/bin/env python3
+"""Measure interpreters with and without huge pages under pymalloc's arenas.
+
+Runs the workloads of bench_obmalloc.py, and start-up, with any number of
+interpreters and settings, under perf stat.  Needs Linux, Python 3.9 or later
+and perf; root's rights to reserve huge pages; gnuplot for --plot.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+
+import bench_obmalloc
+from benchlib import BenchError, Interrupted
+from benchlib import measure, memory, plot, report
+from benchlib.progress import Progress
+
+
+EPILOG = """\
+configurations:
+  LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES]
+  PATH is an interpreter.  VALUE is given to it as PYTHON_PYMALLOC_HUGEPAGES;
+  without it that is not set.  The pool of 2 MiB huge pages is emptied for
+  runs with pool=empty (the default) and filled for the others: with PAGES, or
+  as many as the workloads can use (auto).  It is put back as found at the end,
+  after an error, and after Ctrl-C.  The first configuration is the one that
+  the others are compared with.
+
+example:
+  bench_driver.py --config default=./python_default \\
+                  --config hugetlb=./python,switch=hugetlb,pool=auto \\
+                  --config thp=./python,switch=thp
+
+exit status:
+  0    everything asked for was measured and shown
+  1    something was left out or is not what it should be; a line on stderr
+       and in the results says what
+  2    nothing was measured: bad arguments, an interpreter that does not
+       start, perf missing or not permitted
+  130, 129, 143
+       stopped by Ctrl-C, SIGHUP or SIGTERM; what was finished is shown and
+       written
+"""
+
+
+def parse_arguments(args):
+    """The command line, with configurations parsed and defaults filled in."""
+    names = [*bench_obmalloc.WORKLOADS, measure.STARTUP]
+    parser = argparse.ArgumentParser(
+        prog="bench_driver.py", description=__doc__, epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--config", action="append", metavar="CONFIGURATION", dest="configs",
+        help="measure this configuration (see below); give it several times")
+    what.add_argument(
+        "--report", metavar="FILE",
+        help="measure nothing: show the results in a file of --json")
+    parser.add_argument(
+        "--workload", action="append", metavar="NAME", dest="workloads",
+        help="measure this workload only; give it several times for more "
+        f"(default: {', '.join(names)})")
+    parser.add_argument("--runs", type=int, default=10, metavar="N",
+                        help="timed runs of each workload (default: 10)")
+    parser.add_argument("--seed", type=int, metavar="N",
+                        help="seed of the order of runs (default: random)")
+    parser.add_argument(
+        "--warm", type=int, metavar="MIB",
+        help="memory to touch and free before each run, 0 for none (default: "
+        "1536, but at most half of what is available)")
+    parser.add_argument(
+        "--json", default="bench_obmalloc.json", metavar="FILE",
+        help="where the results go (default: %(default)s)")
+    parser.add_argument("--format", choices=report.FORMATS, default="text",
+                        help="form of the tables (default: text)")
+    parser.add_argument("--plot", metavar="FILE.svg",
+                        help="draw the results, too")
+    options = parser.parse_args(args)
+
+    if options.runs < 1:
+        raise BenchError(f"--runs must be 1 or more, not {options.runs}")
+    if options.warm is not None and options.warm < 0:
+        raise BenchError(f"--warm must be 0 or more, not {options.warm}")
+    options.workloads = options.workloads or names
+    for name in options.workloads:
+        if name not in names:
+            raise BenchError(f"no workload {name!r}; there are: "
+                             + ", ".join(names))
+    options.workloads = list(dict.fromkeys(options.workloads))
+    options.configs = [measure.parse_configuration(text)
+                       for text in options.configs or ()]
+    labels = [configuration.label for configuration in options.configs]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise BenchError(f"two configurations are called {label!r}; "
+                             "give each a label of its own")
+    return options
+
+
+def warm_size(mib):
+    """Bytes to warm: the number of MiB asked for, or the default for None."""
+    if mib is not None:
+        return mib * memory.MIB
+    half = memory.available_memory() // 2
+    return min(1536 * memory.MIB, half // memory.MIB * memory.MIB)
+
+
+def check_writable(path):
+    """Raise BenchError now if a file cannot be written to path at the end."""
+    directory = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise BenchError(f"cannot write {path!r}: it is a directory")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise BenchError(f"cannot write {path!r}: {directory} is not a "
+                         "directory in which you may write")
+
+
+def stop_on_signals():
+    """Let the first signal raise Interrupted, so that everything is put back,
+    and later ones be ignored, so that nothing disturbs that."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def stop(signum, frame):
+        for each in signals:
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(signum)
+
+    for each in signals:
+        signal.signal(each, stop)
+
+
+def run_benchmark(options):
+    """Measure.  Return (results, exit status)."""
+    for path in filter(None, (options.json, options.plot)):
+        check_writable(path)
+    seed = (random.SystemRandom().randrange(1 << 32)
+            if options.seed is None else options.seed)
+    progress = Progress()
+    progress.step("looking at the interpreters and perf")
+    results = measure.new_results(options.configs, options.workloads,
+                                  options.runs, seed, warm_size(options.warm))
+    status = 0
+    try:
+        with memory.Pool() as pool:
+            session = measure.Session(results, options.configs, pool, progress)
+            session.size_pools()
+            session.check_memory()
+            session.measure(random.Random(seed),
+                            lambda: measure.save(results, options.json))
+    except Interrupted as interruption:
+        name = signal.Signals(interruption.signum).name
+        results["problems"].append(f"stopped by {name} before the end")
+        status = 128 + interruption.signum
+    progress.clear()
+    return results, status
+
+
+def show(results, options):
+    """Print the tables and draw the plot."""
+    print(report.render(results, options.format), end="", flush=True)
+    if options.plot:
+        plot.draw(results, options.plot)
+
+
+def complain(error):
+    print(f"bench_driver.py: {error}", file=sys.stderr)
+
+
+def main(args=None):
+    """Return the exit status (see EPILOG)."""
+    try:
+        if sys.platform != "linux":
+            raise BenchError("perf stat and /proc are Linux's; this is "
+                             + sys.platform)
+        options = parse_arguments(args)
+        if options.report:
+            results, status = measure.load(options.report), 0
+        else:
+            stop_on_signals()
+            results, status = run_benchmark(options)
+    except BenchError as error:
+        complain(error)
+        return 2
+    except Interrupted as interruption:
+        complain("stopped before the first run")
+        return 128 + interruption.signum
+    try:
+        if not options.report:
+            measure.save(results, options.json)
+        show(results, options)
+    except BenchError as error:
+        complain(error)
+        status = status or 1
+    if status == 0 and results["problems"] and not options.report:
+        status = 1
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

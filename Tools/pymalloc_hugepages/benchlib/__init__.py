@@ -1,0 +1,30 @@
+"""The parts of bench_driver.py.
+
+    machine     what the machine is
+    memory      the pool of huge pages, warming free memory, peak memory
+    perf        one command under perf stat
+    measure     which run comes when, and what came out of it
+    report      tables
+    plot        the same as SVG
+
+Units everywhere: seconds and bytes, unless a name says otherwise.
+"""
+
+
+class BenchError(Exception):
+    """What the user must be told in one line: what, why, what to do."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the driver to stop.  Not an Exception, so that no handler
+    of ordinary errors takes it."""
+
+    def __init__(self, signum):
+        super().__init__(signum)
+        self.signum = signum
+
+
+def last_line(text):
+    """The last line of text that is not blank, or an empty string."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

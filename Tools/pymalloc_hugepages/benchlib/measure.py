@@ -1,0 +1,311 @@
+"""Which run comes when, and what came out of it.
+
+The results are one dict of plain JSON types, described at new_results().
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import typing
+
+from . import BenchError, last_line, machine, memory, perf
+
+
+SCRIPT = os.path.join(os.path.dirname(os.path.dirname(
+    os.path.abspath(__file__))), "bench_obmalloc.py")
+
+# Start-up time, as a workload beside those of bench_obmalloc.py.
+STARTUP = "startup"
+
+# Pages that are added to what a configuration was seen to need: arenas are
+# not all full, and no two processes have quite the same number of them.
+POOL_MARGIN = 16
+
+# How often a run is made before one with a time that can be true is given up.
+TRIES = 5
+
+# Version of the form of the results.
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Configuration:
+    """One interpreter with one setting of its surroundings."""
+
+    label: str
+    path: str
+    # Value of PYTHON_PYMALLOC_HUGEPAGES, or None for a clean environment.
+    switch: typing.Optional[str] = None
+    # Huge pages that the pool has: "empty", "auto" (as many as the workloads
+    # can use), or a number.
+    pool: str = "empty"
+
+    def environment(self):
+        """The environment of a run: that of the driver without any setting
+        for Python, which could change what is measured (PYTHONMALLOC)."""
+        env = {name: value for name, value in os.environ.items()
+               if not name.startswith("PYTHON")}
+        if self.switch is not None:
+            env["PYTHON_PYMALLOC_HUGEPAGES"] = self.switch
+        return env
+
+    def command(self, workload):
+        """The command line, as a list, that runs the workload."""
+        if workload != STARTUP:
+            return [self.path, SCRIPT, workload]
+        options = ["-I"]
+        if self.switch is not None:
+            # -I ignores the environment.  An interpreter that does not know
+            # the option takes no notice.
+            options += ["-X", f"pymalloc_hugepages={self.switch}"]
+        return [self.path, *options, "-c", "pass"]
+
+
+_CONFIGURATION = re.compile(
+    r"(?P<label>[\w.+-]+)=(?P<path>.+?)"
+    r"(,switch=(?P<switch>[\w.-]+))?"
+    r"(,pool=(?P<pool>auto|empty|[0-9]+))?", re.ASCII)
+
+
+def parse_configuration(text):
+    """Configuration from LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES]."""
+    match = _CONFIGURATION.fullmatch(text)
+    if match is None or re.search(",(switch|pool)=", match["path"]):
+        raise BenchError(
+            f"not a configuration: {text!r}; it must be "
+            "LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES]")
+    path = shutil.which(match["path"])
+    if path is None:
+        raise BenchError(f"{match['label']}: {match['path']!r} is no program "
+                         "that can be run; give an interpreter's path")
+    return Configuration(match["label"], os.path.abspath(path),
+                         match["switch"], match["pool"] or "empty")
+
+
+_TELL_BUILD = """\
+import json, sys, sysconfig
+print(json.dumps([sys.version, sysconfig.get_config_var("CONFIG_ARGS")]))
+"""
+
+
+def describe_configuration(configuration):
+    """The configuration and its interpreter as a dict for the results.
+
+    Raise BenchError if the interpreter does not start.
+    """
+    try:
+        done = subprocess.run(
+            [configuration.path, "-c", _TELL_BUILD],
+            env=configuration.environment(), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            universal_newlines=True, errors="replace")
+        if done.returncode:
+            raise BenchError(last_line(done.stderr)
+                             or f"exit status {done.returncode}")
+        version, configure_args = json.loads(done.stdout)
+    except (BenchError, OSError, ValueError) as error:
+        raise BenchError(f"{configuration.label}: {configuration.path} does "
+                         f"not start as a Python interpreter: {error}")
+    return dict(dataclasses.asdict(configuration), version=version,
+                configure_args=configure_args, pool_pages=None)
+
+
+def new_results(configurations, workloads, rounds, seed, warm_size):
+    """The results before the first run.
+
+    Raise BenchError if an interpreter does not start or perf cannot work.
+    """
+    described = [describe_configuration(c) for c in configurations]
+    counted, missing = perf.probe(configurations[0].command(STARTUP))
+    return {
+        "format": FORMAT,
+        "date": datetime.datetime.now(
+            datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": machine.describe(),
+        "seed": seed,
+        "rounds": rounds,               # as planned
+        "warm_size": warm_size,         # bytes touched before each run
+        "configurations": described,    # the first one is the baseline
+        "workloads": list(workloads),
+        "counted": counted,             # events and times, asked of perf
+        "not_counted": missing,         # those that this machine lacks
+        # {"configuration", "workload", "rss", "hugetlb", "thp"}: peak memory
+        # in bytes, of a run that was not timed
+        "memory": [],
+        # {"configuration", "workload", "round", "counts"}: one timed run;
+        # counts as of perf.parse_stat()
+        "runs": [],
+        "problems": [],                 # lines of text
+    }
+
+
+class Session:
+    """The runs of one benchmark: fills results, keeps what has failed."""
+
+    def __init__(self, results, configurations, pool, progress):
+        self._results = results
+        self._configurations = configurations
+        self._pool = pool
+        self._progress = progress
+        self._pool_pages = {}           # by label
+        self._left_out = set()          # pairs of (label, workload)
+
+    def _pairs(self):
+        """(configuration, workload) for all that has not failed so far."""
+        return [(configuration, workload)
+                for configuration in self._configurations
+                for workload in self._results["workloads"]
+                if (configuration.label, workload) not in self._left_out]
+
+    def _problem(self, text):
+        self._results["problems"].append(text)
+        self._progress.problem(text)
+
+    def _leave_out(self, configuration, workload, error):
+        """Go on without what failed: without the pool the whole configuration,
+        otherwise this workload of it."""
+        if isinstance(error, memory.PoolError):
+            self._left_out.update((configuration.label, workload)
+                                  for workload in self._results["workloads"])
+            self._problem(f"{configuration.label} left out: {error}")
+        else:
+            self._left_out.add((configuration.label, workload))
+            self._problem(
+                f"{configuration.label} left out of {workload}: {error}")
+
+    def _peak_memory(self, configuration, workload, pool_pages):
+        self._pool.set_available(pool_pages)
+        return memory.peak_memory(configuration.command(workload),
+                                  configuration.environment())
+
+    def size_pools(self):
+        """Find how many pages each configuration's pool must have.
+
+        With an empty pool, arenas are in what the kernel counts as resident,
+        so the peak of that is a bound for the number of huge pages.
+        """
+        needed = {}
+        for configuration, workload in self._pairs():
+            label = configuration.label
+            if configuration.pool != "auto":
+                needed[label] = (0 if configuration.pool == "empty"
+                                 else int(configuration.pool))
+                continue
+            self._progress.step(f"sizing the pool: {label} {workload}")
+            try:
+                peak = self._peak_memory(configuration, workload, 0)
+            except BenchError as error:
+                self._leave_out(configuration, workload, error)
+                continue
+            pages = -(-(peak["rss"] + peak["hugetlb"])
+                      // memory.HUGE_PAGE_SIZE) + POOL_MARGIN
+            needed[label] = max(needed.get(label, 0), pages)
+        self._pool_pages = needed
+        for described in self._results["configurations"]:
+            described["pool_pages"] = needed.get(described["label"])
+
+    def check_memory(self):
+        """Run everything once, not timed: see which pages it really gets.
+
+        Also the warm-up of the interpreters' files and bytecode caches.
+        """
+        for configuration, workload in self._pairs():
+            if (configuration.label, workload) in self._left_out:
+                continue                # just now: the pool is missing
+            self._progress.step(f"checking: {configuration.label} {workload}")
+            pages = self._pool_pages[configuration.label]
+            try:
+                peak = self._peak_memory(configuration, workload, pages)
+            except BenchError as error:
+                self._leave_out(configuration, workload, error)
+                continue
+            self._results["memory"].append(dict(
+                configuration=configuration.label, workload=workload, **peak))
+            problem = judge_pages(configuration, peak, pages)
+            if problem:
+                self._problem(f"{configuration.label} {workload}: {problem}")
+
+    def measure(self, rng, after_round):
+        """Time every pair once per round, in an order that rng shuffles anew
+        for each.  after_round() is called when a round is complete."""
+        rounds = self._results["rounds"]
+        self._progress.start(rounds * len(self._pairs()))
+        for number in range(1, rounds + 1):
+            pairs = self._pairs()
+            rng.shuffle(pairs)
+            for configuration, workload in pairs:
+                if (configuration.label, workload) in self._left_out:
+                    continue
+                self._progress.step(f"round {number} of {rounds}: "
+                                    f"{configuration.label} {workload}")
+                try:
+                    counts = self._timed_run(configuration, workload)
+                except BenchError as error:
+                    self._leave_out(configuration, workload, error)
+                    continue
+                self._results["runs"].append({
+                    "configuration": configuration.label,
+                    "workload": workload, "round": number, "counts": counts})
+            after_round()
+
+    def _timed_run(self, configuration, workload):
+        pages = self._pool_pages[configuration.label]
+        self._pool.set_available(pages)
+        for _ in range(TRIES):
+            memory.warm(self._results["warm_size"], pages)
+            counts = perf.stat(self._results["counted"],
+                               configuration.command(workload),
+                               configuration.environment())
+            if perf.wall_time_is_possible(counts):
+                return counts
+        raise BenchError(f"perf gave impossible times {TRIES} times: it gets "
+                         "too little processor time; stop other programs")
+
+
+# The kinds of pages (keys of memory.peak_memory()) that a switch promises,
+# any of which will do.
+_PROMISED = {"hugetlb": ("hugetlb",), "thp": ("thp",),
+             "on": ("hugetlb", "thp"), "1": ("hugetlb", "thp")}
+
+
+def judge_pages(configuration, peak, pool_pages):
+    """What is wrong with the pages that a run got, as text, or None."""
+    promised = _PROMISED.get(configuration.switch, ())
+    if promised and not any(peak[kind] for kind in promised):
+        return (f"no huge page was used although the switch is "
+                f"{configuration.switch}: the figures are those of base pages")
+    if pool_pages and peak["hugetlb"] >= pool_pages * memory.HUGE_PAGE_SIZE:
+        return (f"all {pool_pages} pages of the pool were used up: "
+                "give the configuration a larger one")
+    return None
+
+
+def save(results, path):
+    """Write the results to path: all of them, or the old file stays."""
+    temporary = f"{path}.tmp"
+    try:
+        with open(temporary, "w") as file:
+            json.dump(results, file, indent=1)
+            file.write("\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BenchError(f"cannot write {path!r}: {error.strerror}")
+
+
+def load(path):
+    """Results that save() has written."""
+    try:
+        with open(path) as file:
+            results = json.load(file)
+    except OSError as error:
+        raise BenchError(f"cannot read {path!r}: {error.strerror}")
+    except ValueError:
+        results = None
+    if not isinstance(results, dict) or results.get("format") != FORMAT:
+        raise BenchError(f"{path!r} is not a result file of this driver; "
+                         "give one that --json has written")
+    return results

@@ -1,0 +1,248 @@
+"""Tables, from results as of measure.new_results()."""
+
+import dataclasses
+import statistics
+import typing
+
+from . import machine, perf
+from .memory import MIB
+
+
+NOT_COUNTED = "not counted"
+NOT_RUN = "not run"
+
+_TITLES = {
+    perf.WALL_TIME: "Wall clock",
+    "user_time": "User time",
+    "system_time": "System time",
+    "page-faults": "Page faults",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What the runs of one workload in one configuration gave for one event:
+    median, lower and upper quartile."""
+    median: float
+    low: float
+    high: float
+
+
+def _sample(values):
+    if not values:
+        return None
+    low, median, high = (
+        statistics.quantiles(values, n=4, method="inclusive")
+        if len(values) > 1 else values * 3)
+    return Sample(median, low, high)
+
+
+def samples(results):
+    """{event: {(workload, label): Sample}}, in the order of the tables: times
+    first, then events.  An event never counted has an empty dict."""
+    values = {}
+    for run in results["runs"]:
+        key = run["workload"], run["configuration"]
+        for event, value in run["counts"].items():
+            by_key = values.setdefault(event, {})
+            if value is not None:
+                by_key.setdefault(key, []).append(value)
+    order = perf.TIMES + ("page-faults",) + perf.EVENTS
+
+    def position(event):
+        name = perf.base_name(event)
+        return order.index(name) if name in order else len(order), event
+
+    return {event: {key: _sample(v) for key, v in values[event].items()}
+            for event in sorted(values, key=position)}
+
+
+def labels(results):
+    """The configurations' labels; the first is the baseline."""
+    return [c["label"] for c in results["configurations"]]
+
+
+def change(sample, baseline):
+    """The relative change of the median, as a number, or None."""
+    if sample is None or baseline is None or not baseline.median:
+        return None
+    return sample.median / baseline.median - 1
+
+
+def _percent(value):
+    return "-" if value is None else f"{value:+.1%}"
+
+
+def _scale(event, baseline):
+    """How to write a row's figures: (divisor, decimals, unit)."""
+    if event not in perf.TIMES:
+        return 1, 0, ""
+    if baseline is not None and baseline.median < 1e8:
+        return 1e6, 1, " ms"
+    return 1e9, 3, " s"
+
+
+def _cell(sample, scale, was_run):
+    if sample is None:
+        return NOT_COUNTED if was_run else NOT_RUN
+    divisor, decimals, unit = scale
+    median, low, high = (f"{value / divisor:,.{decimals}f}" for value in (
+        sample.median, sample.low, sample.high))
+    return f"{median}{unit} ({low}-{high})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of text.  The first column names the row."""
+    title: str
+    header: typing.List[str]
+    rows: typing.List[typing.List[str]]
+
+
+def event_table(results, event, by_key):
+    """One event: median and quartiles per configuration, and the change of
+    the median against the first."""
+    was_run = {(r["workload"], r["configuration"]) for r in results["runs"]}
+    names = labels(results)
+    header = ["Workload", names[0]]
+    for name in names[1:]:
+        header += [name, "change"]
+    rows = []
+    for workload in results["workloads"]:
+        baseline = by_key.get((workload, names[0]))
+        scale = _scale(event, baseline)
+        row = [workload]
+        for name in names:
+            key = workload, name
+            sample = by_key.get(key)
+            row.append(_cell(sample, scale, key in was_run))
+            if name != names[0]:
+                row.append(_percent(change(sample, baseline)))
+        rows.append(row)
+    return Table(_TITLES.get(event, event), header, rows)
+
+
+def memory_table(results):
+    """Which pages the workloads really got, and their peak memory."""
+    peaks = {(m["workload"], m["configuration"]): m
+             for m in results["memory"]}
+    names = labels(results)
+    rows = []
+    for workload in results["workloads"]:
+        row = [workload]
+        for name in names:
+            peak = peaks.get((workload, name))
+            row.append(NOT_RUN if peak is None else " / ".join(
+                f"{peak[kind] / MIB:.1f}" for kind in ("rss", "hugetlb",
+                                                       "thp")))
+        rows.append(row)
+    return Table("Peak memory and pages really used (MiB: resident / hugetlb "
+                 "/ transparent huge pages)", ["Workload", *names], rows)
+
+
+def tables(results):
+    """All tables."""
+    found = [event_table(results, event, by_key)
+             for event, by_key in samples(results).items() if by_key]
+    if results["memory"]:
+        found.append(memory_table(results))
+    return found
+
+
+def _uncounted(results):
+    """Names of the events that no run has a number for."""
+    counted = {perf.base_name(event)
+               for event, by_key in samples(results).items() if by_key}
+    return [event for event in perf.EVENTS if event not in counted]
+
+
+def notes(results):
+    """Lines that say what was measured, on what, and how."""
+    lines = [f"{results['date']}, seed {results['seed']}"]
+    lines += machine.as_lines(results["machine"])
+    for c in results["configurations"]:
+        switch = "not set" if c["switch"] is None else c["switch"]
+        pool = ("empty" if c["pool_pages"] == 0 else "not found out"
+                if c["pool_pages"] is None
+                else f"{c['pool_pages']} huge pages")
+        built = c["configure_args"] or "without arguments"
+        lines.append(f"{c['label']}: Python {c['version'].split()[0]}, "
+                     f"configure {built}; switch {switch}; pool {pool}")
+    lines.append(
+        f"Median of {_run_counts(results)} runs (lower-upper quartile); runs "
+        "interleaved in random order, "
+        + (f"{results['warm_size'] / MIB:.0f} MiB touched and freed before "
+           "each" if results["warm_size"] else "memory not warmed"))
+    if results["memory"]:
+        lines.append("Resident memory includes transparent huge pages, but "
+                     "not hugetlb pages; peaks are of a run that was not "
+                     "timed")
+    if _uncounted(results):
+        lines.append("Not counted on this machine: "
+                     + ", ".join(_uncounted(results)))
+    return lines + [f"Problem: {problem}" for problem in results["problems"]]
+
+
+def _run_counts(results):
+    """"10", or "7-8" where the runs were cut short."""
+    counts = {}
+    for run in results["runs"]:
+        key = run["workload"], run["configuration"]
+        counts[key] = counts.get(key, 0) + 1
+    if not counts:
+        return "0"
+    low, high = min(counts.values()), max(counts.values())
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _widths(table):
+    return [max(map(len, column)) for column in zip(table.header, *table.rows)]
+
+
+def _aligned(row, widths, separator):
+    """Names to the left, figures to the right."""
+    first, *others = zip(row, widths)
+    return separator.join([first[0].ljust(first[1]),
+                           *(cell.rjust(width) for cell, width in others)])
+
+
+def _as_text(table):
+    widths = _widths(table)
+    lines = [_aligned(row, widths, "  ").rstrip()
+             for row in [table.header, *table.rows]]
+    rule = "-" * max(map(len, lines))
+    return [table.title, "", lines[0], rule, *lines[1:], ""]
+
+
+def _as_markdown(table):
+    widths = _widths(table)
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return [f"### {table.title}", "",
+            *(f"| {_aligned(row, widths, ' | ')} |"
+              for row in [table.header, rule, *table.rows]), ""]
+
+
+def _as_rst(table):
+    widths = _widths(table)
+    rule = "  ".join("=" * width for width in widths)
+    return [table.title, "-" * len(table.title), "", rule,
+            _aligned(table.header, widths, "  ").rstrip(), rule,
+            *(_aligned(row, widths, "  ").rstrip() for row in table.rows),
+            rule, ""]
+
+
+# Per format: how a table looks, and what a note begins with.
+_STYLES = {
+    "text": (_as_text, ""),
+    "markdown": (_as_markdown, "- "),
+    "rst": (_as_rst, "- "),
+}
+FORMATS = tuple(_STYLES)
+
+
+def render(results, style):
+    """The whole report as text; style is one of FORMATS."""
+    as_lines, bullet = _STYLES[style]
+    lines = [line for table in tables(results) for line in as_lines(table)]
+    lines += [bullet + note for note in notes(results)]
+    return "\n".join(lines) + "\n"

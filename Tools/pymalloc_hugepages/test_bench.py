@@ -1,0 +1,771 @@
+"""Tests of bench_obmalloc.py and bench_driver.py: python3 test_bench.py
+
+Most run with a stand-in for perf, so that they need neither perf nor its
+permissions and know each number beforehand.
+"""
+
+import ast
+import collections
+import contextlib
+import gc
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from unittest import mock
+from xml.etree import ElementTree
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, HERE)
+
+import bench_driver
+import bench_obmalloc
+from benchlib import BenchError, measure, memory, perf, plot, report
+from benchlib.progress import Progress
+
+
+SCRIPT = os.path.join(HERE, "bench_obmalloc.py")
+DRIVER = os.path.join(HERE, "bench_driver.py")
+NAMES = ["small_object_churn", "bulk_small_alloc", "dict_churn", "mixed_sizes",
+         "fragmentation", "list_of_tuples", "class_instances",
+         "arena_pressure", "random_walk"]
+
+# Takes the arguments that the driver gives to perf, runs the command, and
+# writes numbers that depend on the event only.  FAKE_PERF says how to fail.
+FAKE_PERF = r"""
+import os, subprocess, sys, time
+args = sys.argv[1:]
+if args == ["--version"]:
+    print("perf version 0.0.fake")
+    sys.exit()
+command = args[args.index("--") + 1:]
+mode = os.environ.get("FAKE_PERF", "")
+timed = any("bench_obmalloc" in arg for arg in command)
+if mode == "forbidden":
+    sys.exit("Error:\nAccess to performance monitoring is limited.\nadvice")
+if "instructions" in sys.argv[sys.argv.index("-e") + 1]:
+    sys.exit("event syntax error: 'instructions'\n  usage")
+if mode.startswith("hang=") and timed:
+    marker = mode[5:]
+    if os.path.exists(marker + ".once"):
+        with open(marker, "w") as file:
+            file.write(str(os.getpid()))
+        time.sleep(600)
+    open(marker + ".once", "w").close()
+status = subprocess.call(command)
+numbers = {"page-faults": 1234, "duration_time": 250_000_000,
+           "user_time": 150_000_000}
+if mode.startswith("late=") and timed and not os.path.exists(mode[5:]):
+    open(mode[5:], "w").close()
+    numbers["duration_time"] = 1500
+with open(args[args.index("-o") + 1], "w") as file:
+    print("# started on a fine day\n", file=file)
+    for event in args[args.index("-e") + 1].split(","):
+        value = numbers.get(event, "<not supported>")
+        if event == "system_time":
+            value = "<not counted>"
+        print(f"{value};;{event};1;100.00;;", file=file)
+if mode == "bus" and timed:
+    print(f"{command[0]}: Bus error", file=sys.stderr)
+    status = 0
+sys.exit(status)
+"""
+
+
+def run(*command, **kwargs):
+    return subprocess.run([sys.executable, *command], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True,
+                          **kwargs)
+
+
+class ScratchDirectory(unittest.TestCase):
+    def setUp(self):
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = directory.name
+
+    def path(self, name):
+        return os.path.join(self.directory, name)
+
+
+class WorkloadTests(ScratchDirectory):
+    def test_list(self):
+        done = run(SCRIPT, "--list")
+        self.assertEqual((done.returncode, done.stdout.split(), done.stderr),
+                         (0, NAMES, ""))
+
+    def test_unknown_name_is_one_line_and_runs_nothing(self):
+        with mock.patch.dict(bench_obmalloc.WORKLOADS,
+                             dict_churn=lambda: self.fail("was run")):
+            with contextlib.redirect_stderr(io.StringIO()) as stderr:
+                status = bench_obmalloc.main(["dict_churn", "nonsense"])
+        self.assertEqual(status, 2)
+        self.assertRegex(stderr.getvalue(), r"\A.*'nonsense'.*--list.*\n\Z")
+
+    def test_no_name(self):
+        done = run(SCRIPT)
+        self.assertEqual((done.returncode, done.stdout), (2, ""))
+        self.assertRegex(done.stderr, r"\Ausage: .*\n\Z")
+
+    def test_several_and_all(self):
+        calls = []
+        fakes = {name: lambda name=name: calls.append((name, gc.isenabled()))
+                 for name in NAMES}
+        with mock.patch.dict(bench_obmalloc.WORKLOADS, fakes):
+            self.assertEqual(
+                bench_obmalloc.main(["random_walk", "dict_churn"]), 0)
+            self.assertEqual(calls, [("random_walk", False),
+                                     ("dict_churn", False)])
+            calls.clear()
+            self.assertEqual(bench_obmalloc.main(["all"]), 0)
+            self.assertEqual([name for name, _ in calls], NAMES)
+        self.assertTrue(gc.isenabled())
+
+    def test_runs_alone_through_a_symlink(self):
+        os.symlink(SCRIPT, self.path("link.py"))
+        done = run(self.path("link.py"), "dict_churn", cwd="/")
+        self.assertEqual((done.returncode, done.stdout, done.stderr),
+                         (0, "", ""))
+
+    def test_imports_nothing_that_is_not_loaded_anyway(self):
+        with open(SCRIPT) as file:
+            tree = ast.parse(file.read())
+        imported = {alias.name for node in tree.body
+                    if isinstance(node, (ast.Import, ast.ImportFrom))
+                    for alias in node.names}
+        self.assertEqual(imported, {"gc", "sys"})
+
+    def test_buffers_are_those_of_the_proposal(self):
+        # small_object_churn is left out: it takes long.
+        def of_twelve(size):
+            sizes = [8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512]
+            return 500_000 // 12 + (sizes.index(size) < 500_000 % 12)
+
+        expected = {
+            "bulk_small_alloc": {48: 1_000_000},
+            "mixed_sizes": {size: of_twelve(size) for size in (
+                8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)},
+            "fragmentation": {128: 750_000},
+            "arena_pressure": {256: 2_000_000},
+            "random_walk": {64: 1_000_000},
+        }
+        shared = bytearray(1)
+        for name, counts in expected.items():
+            made = collections.Counter()
+
+            def fake(size):
+                made[size] += 1
+                return shared
+
+            with self.subTest(name):
+                with mock.patch.object(bench_obmalloc, "bytearray", fake,
+                                       create=True):
+                    bench_obmalloc.WORKLOADS[name]()
+                self.assertEqual(made, counts)
+
+
+class PerfTests(unittest.TestCase):
+    def test_parse(self):
+        text = ("# started on Mon Nov 23 06:18:25 2026\n\n"
+                "<not supported>;;dTLB-loads;0;100.00;;\n"
+                "<not counted>;;cpu_atom/cycles/;0;0.00;;\n"
+                "9000;;cpu_core/cycles/;12965900;42.50;1,2;GHz\n"
+                "819;;page-faults:u;12965900;100.00;;\n"
+                "30290340;ns;duration_time:u;30290340;100.00;;\n"
+                ";;;;;0,5;insn per cycle\n")
+        self.assertEqual(perf.parse_stat(text), {
+            "dTLB-loads": None, "cpu_atom/cycles/": None,
+            "cpu_core/cycles/": 9000, "page-faults:u": 819,
+            "duration_time": 30290340})
+
+    def test_base_name(self):
+        for event in ("cycles", "cycles:u", "cpu_core/cycles/",
+                      "cpu_atom/cycles/u"):
+            self.assertEqual(perf.base_name(event), "cycles")
+
+    def test_impossible_wall_time(self):
+        def counts(wall):
+            return {"duration_time": wall, "user_time": 8e6,
+                    "system_time": 4e6}
+        self.assertTrue(perf.wall_time_is_possible(counts(12.5e6)))
+        self.assertTrue(perf.wall_time_is_possible(counts(11e6)))
+        self.assertFalse(perf.wall_time_is_possible(counts(1500)))
+        self.assertFalse(perf.wall_time_is_possible(counts(None)))
+
+    @unittest.skipUnless(shutil.which("perf"), "needs perf")
+    def test_real_perf(self):
+        command = [sys.executable, "-c", "pass"]
+        try:
+            counted, missing = perf.probe(command)
+        except BenchError as error:
+            self.skipTest(str(error))
+        self.assertCountEqual(counted + missing, perf.EVENTS + perf.TIMES)
+        counts = perf.stat(counted, command)
+        self.assertGreater(counts["duration_time"], 0)
+        self.assertGreater(
+            next(value for name, value in counts.items()
+                 if perf.base_name(name) == "page-faults"), 100)
+        with self.assertRaisesRegex(perf.CommandFailed, "exit status 7"):
+            perf.stat(["page-faults"],
+                      [sys.executable, "-c", "raise SystemExit(7)"])
+        with self.assertRaisesRegex(perf.CommandFailed, "Killed"):
+            perf.stat(["page-faults"], [
+                sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+
+
+class ConfigurationTests(unittest.TestCase):
+    def test_parse(self):
+        path = sys.executable
+        for text, expected in (
+                (f"a={path}", ("a", path, None, "empty")),
+                (f"a-1.0={path},switch=thp", ("a-1.0", path, "thp", "empty")),
+                (f"a={path},pool=auto", ("a", path, None, "auto")),
+                (f"a={path},switch=0,pool=12", ("a", path, "0", "12"))):
+            with self.subTest(text):
+                self.assertEqual(measure.parse_configuration(text),
+                                 measure.Configuration(*expected))
+
+    def test_bad(self):
+        path = sys.executable
+        for text in (path, f"={path}", f"a b={path}", "a=", "a=/nonexistent",
+                     f"a={path},pool=some", f"a={path},switch=",
+                     f"a={path},pool=auto,switch=thp", f"a={path},x=y",
+                     f"a={HERE}"):
+            with self.subTest(text), self.assertRaises(BenchError):
+                measure.parse_configuration(text)
+
+    def test_switch_reaches_every_command(self):
+        configuration = measure.Configuration("a", "/python", "thp")
+        with mock.patch.dict(os.environ, PYTHONMALLOC="debug",
+                             PYTHON_PYMALLOC_HUGEPAGES="0", OTHER="1"):
+            env = configuration.environment()
+            clean = measure.Configuration("a", "/python").environment()
+        self.assertEqual(env["PYTHON_PYMALLOC_HUGEPAGES"], "thp")
+        self.assertEqual(env["OTHER"], "1")
+        self.assertNotIn("PYTHONMALLOC", env)
+        self.assertNotIn("PYTHON_PYMALLOC_HUGEPAGES", clean)
+        self.assertEqual(configuration.command("startup"), [
+            "/python", "-I", "-X", "pymalloc_hugepages=thp", "-c", "pass"])
+        self.assertEqual(configuration.command("dict_churn"),
+                         ["/python", SCRIPT, "dict_churn"])
+
+    def test_judge_pages(self):
+        page = memory.HUGE_PAGE_SIZE
+
+        def judge(switch, hugetlb, thp, pool=10):
+            return measure.judge_pages(
+                measure.Configuration("a", "/python", switch),
+                {"rss": 1, "hugetlb": hugetlb * page, "thp": thp * page}, pool)
+        for good in ((None, 0, 0), ("0", 0, 0), ("hugetlb", 1, 0),
+                     ("thp", 0, 1), ("on", 0, 1), ("1", 9, 0)):
+            self.assertIsNone(judge(*good), good)
+        for bad in (("hugetlb", 0, 5), ("thp", 5, 0), ("on", 0, 0)):
+            self.assertIn("no huge page", judge(*bad), bad)
+        self.assertIn("used up", judge("hugetlb", 10, 0))
+
+
+class FakeKernelPool(memory.Pool):
+    """A pool in plain files, with a kernel that has limit pages to give;
+    others of them are used by other processes."""
+
+    def __init__(self, directory, nr=5, others=2, limit=100):
+        self._others, self._limit = others, limit
+        for name, value in (("nr_hugepages", nr), ("resv_hugepages", 0),
+                            ("free_hugepages", nr - others),
+                            ("nr_overcommit_hugepages", 3)):
+            with open(os.path.join(directory, name), "w") as file:
+                file.write(f"{value}\n")
+        super().__init__(directory)
+        self.writable = True
+
+    def _write(self, name, value):
+        if name == "nr_hugepages":
+            value = max(self._others, min(value, self._limit))
+            super()._write("free_hugepages", value - self._others)
+        super()._write(name, value)
+
+    def settings(self):
+        return (self._read("nr_hugepages"),
+                self._read("nr_overcommit_hugepages"))
+
+
+class PoolTests(ScratchDirectory):
+    def test_set_and_restore(self):
+        with FakeKernelPool(self.directory) as pool:
+            pool.set_available(20)
+            self.assertEqual(pool.available(), 20)
+            self.assertEqual(pool.settings(), (22, 0))
+            pool.set_available(0)
+            self.assertEqual(pool.available(), 0)
+            self.assertEqual(pool.settings(), (2, 0))
+        self.assertEqual(pool.settings(), (5, 3))
+
+    def test_restored_after_an_exception(self):
+        with self.assertRaises(ZeroDivisionError):
+            with FakeKernelPool(self.directory) as pool:
+                pool.set_available(20)
+                1 / 0
+        self.assertEqual(pool.settings(), (5, 3))
+
+    def test_kernel_gives_less(self):
+        with FakeKernelPool(self.directory) as pool:
+            with self.assertRaisesRegex(memory.PoolError, "only 98 of 200"):
+                pool.set_available(200)
+        self.assertEqual(pool.settings(), (5, 3))
+
+    def test_without_rights(self):
+        with FakeKernelPool(self.directory) as pool:
+            pool.writable = False
+            pool.set_available(0)
+            pool.set_available(3)
+            self.assertEqual(pool.settings(), (5, 3))
+            with self.assertRaisesRegex(memory.PoolError, "as root: echo 4 >"):
+                pool.set_available(4)
+
+    def test_no_pool_in_this_kernel(self):
+        with memory.Pool(self.path("nonexistent")) as pool:
+            pool.set_available(0)
+            with self.assertRaisesRegex(memory.PoolError, "no pool"):
+                pool.set_available(1)
+
+    @unittest.skipUnless(memory.Pool().writable, "needs root and a hugetlb "
+                         "pool that it may change")
+    def test_real_pool(self):
+        def total():
+            with open("/sys/kernel/mm/hugepages/hugepages-2048kB/"
+                      "nr_hugepages") as file:
+                return int(file.read())
+        before = total()
+        with memory.Pool() as pool:
+            pool.set_available(3)
+            self.assertEqual(pool.available(), 3)
+            memory.warm(4 * memory.MIB, 3)
+            with self.assertRaises(memory.PoolError):
+                memory.warm(0, 4)
+            pool.set_available(0)
+            self.assertEqual(pool.available(), 0)
+        self.assertEqual(total(), before)
+
+
+class PeakMemoryTests(unittest.TestCase):
+    def test_sees_the_peak_of_the_command_alone(self):
+        command = [sys.executable, "-c",
+                   "import time; b = b'x' * (50 << 20); time.sleep(0.1)"]
+        ballast = b"x" * (200 * memory.MIB)
+        peak = memory.peak_memory(command, dict(os.environ))
+        self.assertGreater(peak["rss"], 50 * memory.MIB)
+        self.assertLess(peak["rss"], len(ballast) // 2)
+
+    def test_failures(self):
+        for code, message in (("raise SystemExit('sorry')", "sorry"),
+                              ("raise SystemExit(3)", "exit status 3"),
+                              ("import os; os.abort()", "Abort")):
+            with self.subTest(code):
+                with self.assertRaisesRegex(BenchError, message):
+                    memory.peak_memory([sys.executable, "-c", code],
+                                       dict(os.environ))
+
+
+def fake_results(**changes):
+    """Results of two configurations, two workloads, three rounds."""
+    faults = {"base": [1000, 1010, 990], "huge": [100, 101, 99]}
+    wall = {"base": [4e8, 5e8, 9e8], "huge": [2e8, 2.5e8, 3e8]}
+    results = {
+        "format": measure.FORMAT, "date": "2026-01-01T00:00:00+00:00",
+        "machine": {"cpu": "A CPU", "virtual": True, "cores": 2,
+                    "memory": 4 << 30, "architecture": "x86_64",
+                    "kernel": "6.1", "distribution": "Debian",
+                    "thp_enabled": "madvise", "thp_defrag": "madvise",
+                    "nr_hugepages": "0", "perf": "perf version 6.1"},
+        "seed": 7, "rounds": 3, "warm_size": 0,
+        "configurations": [
+            {"label": label, "path": "/python", "switch": switch,
+             "pool": "auto", "version": "3.13.5 (main)", "configure_args": "",
+             "pool_pages": 5}
+            for label, switch in (("base", None), ("huge", "hugetlb"))],
+        "workloads": ["first", "second"],
+        "counted": ["page-faults", "duration_time"],
+        "not_counted": ["cycles"],
+        "memory": [{"configuration": "huge", "workload": "first",
+                    "rss": 3 << 20, "hugetlb": 4 << 20, "thp": 0}],
+        "runs": [{"configuration": label, "workload": "first", "round": i + 1,
+                  "counts": {"page-faults": faults[label][i],
+                             "duration_time": wall[label][i],
+                             "cycles": None}}
+                 for label in ("base", "huge") for i in range(3)],
+        "problems": [],
+    }
+    results.update(changes)
+    return results
+
+
+class ReportTests(ScratchDirectory):
+    def test_figures(self):
+        by_key = report.samples(fake_results())
+        self.assertEqual(list(by_key), ["duration_time", "page-faults",
+                                        "cycles"])
+        self.assertEqual(by_key["duration_time"]["first", "base"],
+                         report.Sample(5e8, 4.5e8, 7e8))
+        self.assertEqual(by_key["cycles"], {})
+
+    def test_text(self):
+        text = report.render(fake_results(problems=["huge: trouble"]), "text")
+        lines = [" ".join(line.split()) for line in text.splitlines()]
+        self.assertIn("first 0.500 s (0.450-0.700) 0.250 s (0.225-0.275) "
+                      "-50.0%", lines)
+        self.assertIn("first 1,000 (995-1,005) 100 (100-100) -90.0%", lines)
+        self.assertIn("second not run not run -", lines)
+        self.assertIn("first not run 3.0 / 4.0 / 0.0", lines)
+        self.assertIn("Problem: huge: trouble", lines)
+        (uncounted,) = (line for line in lines
+                        if line.startswith("Not counted on this machine"))
+        self.assertIn("cycles", uncounted)
+        self.assertNotIn("page-faults", uncounted)
+        self.assertIn("A CPU", text)
+        self.assertIn("seed 7", text)
+
+    def test_event_that_one_configuration_has_not_counted(self):
+        results = fake_results()
+        for run_ in results["runs"]:
+            if run_["configuration"] == "huge":
+                run_["counts"]["page-faults"] = None
+        text = report.render(results, "text")
+        self.assertRegex(text, r"first +1,000 \(995-1,005\) +not counted +-")
+
+    def test_units_do_not_mix_in_a_row(self):
+        results = fake_results()
+        for run_ in results["runs"]:
+            run_["counts"]["duration_time"] /= (
+                8 if run_["configuration"] == "base" else 1)
+        self.assertRegex(report.render(results, "text"),
+                         r"first +62\.5 ms \(56\.2-87\.5\) +250\.0 ms")
+
+    def test_markdown(self):
+        lines = report.render(fake_results(), "markdown").splitlines()
+        header = next(i for i, line in enumerate(lines)
+                      if line.startswith("| Workload"))
+        self.assertEqual({line.count("|") for line in
+                          lines[header:header + 4]}, {5})
+        self.assertRegex(lines[header + 1], r"\A\| -+ \|( -+: \|)+\Z")
+        self.assertTrue(lines[-1].startswith("- "))
+
+    def test_rst(self):
+        lines = report.render(fake_results(), "rst").splitlines()
+        rule = next(line for line in lines if line.startswith("==="))
+        first, header, second, *_ = lines[lines.index(rule):]
+        self.assertEqual(first, second)
+        # Cells must stay within their columns, or docutils refuses the table.
+        for row in lines[lines.index(rule) + 3:]:
+            if row == rule:
+                break
+            for position, mark in enumerate(rule[:len(row)]):
+                if mark == " ":
+                    self.assertEqual(row[position], " ", row)
+
+    def test_load_refuses_what_is_not_a_result(self):
+        for content in ("", "[]", "{}", '{"format": 99}'):
+            with open(self.path("x.json"), "w") as file:
+                file.write(content)
+            with self.assertRaisesRegex(BenchError, "not a result file"):
+                measure.load(self.path("x.json"))
+        with self.assertRaisesRegex(BenchError, "cannot read"):
+            measure.load(self.path("none.json"))
+
+    def test_save_keeps_the_old_file_when_it_fails(self):
+        path = self.path("x.json")
+        measure.save(fake_results(), path)
+        with mock.patch("json.dump", side_effect=OSError(28, "full")):
+            with self.assertRaisesRegex(BenchError, "full"):
+                measure.save({}, path)
+        self.assertEqual(measure.load(path), fake_results())
+
+    @unittest.skipUnless(shutil.which("gnuplot"), "needs gnuplot")
+    def test_plot(self):
+        path = self.path("it's.svg")
+        plot.draw(fake_results(), path)
+        text = "".join(ElementTree.parse(path).getroot().itertext())
+        for word in ("first", "second", "base", "huge", "Wall clock",
+                     "page-faults"):
+            self.assertIn(word, text)
+        self.assertNotIn("cycles", text)
+
+    def test_plot_of_nothing(self):
+        with self.assertRaisesRegex(BenchError, "no result"):
+            plot.draw(fake_results(runs=[]), self.path("p.svg"))
+
+    def test_plot_without_gnuplot(self):
+        with mock.patch.dict(os.environ, PATH=self.directory):
+            with self.assertRaisesRegex(BenchError, "gnuplot is not inst"):
+                plot.draw(fake_results(), self.path("p.svg"))
+        self.assertFalse(os.path.exists(self.path("p.svg")))
+
+
+class SessionTests(ScratchDirectory):
+    """The order of things, with measurements that are not made."""
+
+    def session(self, configurations, **changes):
+        results = fake_results(
+            runs=[], memory=[], rounds=20, workloads=["first", "second"],
+            configurations=[{"label": c.label} for c in configurations])
+        results.update(changes)
+        pool = FakeKernelPool(self.directory)
+        return results, measure.Session(results, configurations, pool,
+                                        Progress(io.StringIO()))
+
+    def test_pool_fits_the_need(self):
+        configurations = [measure.Configuration("a", "/a"),
+                          measure.Configuration("b", "/b", "hugetlb", "auto"),
+                          measure.Configuration("c", "/c", pool="7")]
+        results, session = self.session(configurations)
+        peaks = {"first": 9 * memory.MIB, "second": 4 * memory.MIB}
+        with mock.patch.object(memory, "peak_memory", lambda command, env: {
+                "rss": peaks[command[-1]], "hugetlb": 0, "thp": 0}):
+            session.size_pools()
+        self.assertEqual(
+            [c["pool_pages"] for c in results["configurations"]],
+            [0, 5 + measure.POOL_MARGIN, 7])
+
+    def test_every_round_has_all_pairs_in_another_order(self):
+        configurations = [measure.Configuration("a", "/a"),
+                          measure.Configuration("b", "/b")]
+        orders = []
+        for seed in (1, 1, 2):
+            results, session = self.session(configurations)
+            session.size_pools()
+            rounds_saved = []
+            with mock.patch.object(perf, "stat", lambda *args: {
+                    "duration_time": 1.0}):
+                session.measure(random.Random(seed),
+                                lambda: rounds_saved.append(1))
+            self.assertEqual(len(rounds_saved), 20)
+            orders.append([(r["round"], r["configuration"], r["workload"])
+                           for r in results["runs"]])
+        self.assertEqual(orders[0], orders[1])
+        self.assertNotEqual(orders[0], orders[2])
+        self.assertEqual(sorted(orders[0]), sorted(orders[2]))
+        self.assertEqual(len(set(orders[0])), 20 * 4)
+        self.assertGreater(len({tuple(name[1:] for name in orders[0][i:i + 4])
+                                for i in range(0, 80, 4)}), 5)
+
+    def test_a_pool_that_cannot_be_had_stops_its_configuration_only(self):
+        configurations = [measure.Configuration("a", "/a"),
+                          measure.Configuration("b", "/b", pool="500")]
+        results, session = self.session(configurations, rounds=2)
+        session.size_pools()
+        with mock.patch.object(memory, "peak_memory", lambda *args: {
+                "rss": 1, "hugetlb": 0, "thp": 0}), \
+             mock.patch.object(perf, "stat", lambda *args: {
+                 "duration_time": 1.0}):
+            session.check_memory()
+            session.measure(random.Random(1), lambda: None)
+        self.assertEqual({r["configuration"] for r in results["runs"]}, {"a"})
+        self.assertEqual(len(results["runs"]), 4)
+        (problem,) = results["problems"]
+        self.assertIn("b left out: the kernel gave only 98 of 500", problem)
+
+
+class DriverTests(ScratchDirectory):
+    """The whole driver as a process, over a stand-in for perf."""
+
+    def setUp(self):
+        super().setUp()
+        os.mkdir(self.path("bin"))
+        fake = self.path("bin/perf")
+        with open(fake, "w") as file:
+            file.write(f"#!{sys.executable}\n{FAKE_PERF}")
+        os.chmod(fake, 0o755)
+        self.env = dict(os.environ, PATH=self.path("bin"))
+
+    def arguments(self, *more, workload="dict_churn"):
+        return [DRIVER, "--workload", workload, "--warm", "0", "--runs", "2",
+                "--json", self.path("r.json"), *more]
+
+    def drive(self, *more, **kwargs):
+        workload = kwargs.pop("workload", "dict_churn")
+        return run(*self.arguments(*more, workload=workload),
+                   env=dict(self.env, **kwargs))
+
+    def results(self):
+        return measure.load(self.path("r.json"))
+
+    def assert_one_line(self, done, pattern, status=2):
+        self.assertEqual(done.returncode, status, done.stderr)
+        lines = [line for line in done.stderr.splitlines()
+                 if line.startswith("bench_driver.py: ")]
+        self.assertEqual(len(lines), 1, done.stderr)
+        self.assertRegex(lines[0], pattern)
+        self.assertNotIn("Traceback", done.stderr)
+
+    def test_measures_and_reports_again(self):
+        done = self.drive("--config", f"one={sys.executable}",
+                          "--config", f"two={sys.executable}", "--seed", "5")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        results = self.results()
+        self.assertEqual(len(results["runs"]), 4)
+        self.assertEqual(len(results["memory"]), 2)
+        self.assertEqual(results["seed"], 5)
+        self.assertEqual(results["machine"]["perf"], "perf version 0.0.fake")
+        self.assertEqual(results["configurations"][0]["version"], sys.version)
+        self.assertEqual(results["counted"],
+                         ["page-faults", "duration_time", "user_time",
+                          "system_time"])
+        self.assertIn("instructions", results["not_counted"])
+        self.assertEqual(results["runs"][0]["counts"]["system_time"], 0)
+        self.assertRegex(done.stdout, r"dict_churn +0\.250 s .* \+0\.0%")
+        self.assertRegex(done.stdout, "Not counted on this machine: .*cycles")
+        again = run(DRIVER, "--report", self.path("r.json"), env=self.env)
+        self.assertEqual((again.returncode, again.stdout), (0, done.stdout))
+
+    def test_startup(self):
+        done = self.drive("--config", f"a={sys.executable},switch=0",
+                          workload="startup")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"startup +0\.250 s")
+
+    def test_bad_arguments(self):
+        good = "--config", f"a={sys.executable}"
+        for arguments, pattern in (
+                ((*good, "--workload", "nonsense"), "no workload 'nonsense'"),
+                (("--config", "a=/nonexistent"), "'/nonexistent' is no prog"),
+                ((*good, *good), "two configurations are called 'a'"),
+                ((*good, "--runs", "0"), "--runs must be 1 or more"),
+                ((*good, "--warm", "-1"), "--warm must be 0 or more"),
+                ((*good, "--json", "/nonexistent/x"), "cannot write"),
+                ((*good, "--json", "/"), "it is a directory"),
+                (("--report", "/nonexistent"), "cannot read '/nonexistent'")):
+            with self.subTest(arguments):
+                self.assert_one_line(self.drive(*arguments), pattern)
+        self.assertFalse(os.path.exists(self.path("r.json")))
+
+    def test_interpreter_that_does_not_start(self):
+        bad = self.path("bin/python")
+        with open(bad, "w") as file:
+            file.write("#!/bin/sh\necho first >&2\necho broken >&2\nexit 9\n")
+        os.chmod(bad, 0o755)
+        done = self.drive("--config", f"a={bad}")
+        self.assert_one_line(done, "a: .*/bin/python does not start.*broken$")
+
+    def test_no_perf(self):
+        os.unlink(self.path("bin/perf"))
+        done = self.drive("--config", f"a={sys.executable}")
+        self.assert_one_line(done, "perf is not installed.*linux-perf$")
+
+    def test_perf_forbidden(self):
+        done = self.drive("--config", f"a={sys.executable}",
+                          FAKE_PERF="forbidden")
+        self.assert_one_line(done, "Access to performance monitoring is limit"
+                             ".*perf_event_paranoid")
+
+    def test_workload_that_dies_of_a_signal(self):
+        done = self.drive("--config", f"a={sys.executable}",
+                          "--workload", "startup", FAKE_PERF="bus")
+        self.assert_one_line(done, "a left out of dict_churn:.*Bus error", 1)
+        self.assertEqual([r["workload"] for r in self.results()["runs"]],
+                         ["startup"] * 2)
+        self.assertRegex(done.stdout, "dict_churn +not run")
+
+    def test_impossible_time_is_measured_again(self):
+        done = self.drive("--config", f"a={sys.executable}",
+                          FAKE_PERF="late=" + self.path("late"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertTrue(os.path.exists(self.path("late")))
+        self.assertEqual({r["counts"]["duration_time"]
+                          for r in self.results()["runs"]}, {250_000_000})
+
+    def test_switch_without_effect_is_a_problem(self):
+        done = self.drive("--config", f"a={sys.executable},switch=hugetlb")
+        self.assert_one_line(done, "a dict_churn: no huge page was used", 1)
+        self.assertIn("Problem: a dict_churn: no huge page", done.stdout)
+
+    def test_plot_that_cannot_be_drawn_costs_no_result(self):
+        done = self.drive("--config", f"a={sys.executable}",
+                          "--plot", self.path("p.svg"))
+        self.assert_one_line(done, "gnuplot is not installed", 1)
+        self.assertEqual(len(self.results()["runs"]), 2)
+        self.assertIn("Wall clock", done.stdout)
+
+    def stop_driver(self, signum, *more):
+        """Start it, send the signal during the second run, and return
+        (exit status, stdout, stderr, pid of perf)."""
+        marker = self.path("marker")
+        driver = subprocess.Popen(
+            [sys.executable, *self.arguments(*more)],
+            env=dict(self.env, FAKE_PERF=f"hang={marker}"),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            universal_newlines=True)
+        try:
+            deadline = time.monotonic() + 60
+            while not os.path.exists(marker) or not os.path.getsize(marker):
+                self.assertIsNone(driver.poll())
+                self.assertLess(time.monotonic(), deadline)
+                time.sleep(0.01)
+            driver.send_signal(signum)
+            stdout, stderr = driver.communicate(timeout=60)
+        finally:
+            if driver.poll() is None:
+                driver.kill()
+                driver.communicate()
+        with open(marker) as file:
+            return driver.returncode, stdout, stderr, int(file.read())
+
+    def test_stopped_by_a_signal(self):
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            with self.subTest(signum):
+                for name in ("marker", "marker.once"):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(self.path(name))
+                status, stdout, stderr, pid = self.stop_driver(
+                    signum, "--config", f"a={sys.executable}")
+                self.assertEqual(status, 128 + signum, stderr)
+                self.assertEqual(len(self.results()["runs"]), 1)
+                self.assertRegex(stdout, r"dict_churn +0\.250 s")
+                self.assertIn(f"stopped by {signal.Signals(signum).name}",
+                              stdout)
+                self.assertNotIn("Traceback", stderr)
+                with self.assertRaises(ProcessLookupError):
+                    os.kill(pid, 0)
+
+    @unittest.skipUnless(memory.Pool().writable, "needs root and a hugetlb "
+                         "pool that it may change")
+    def test_pool_is_restored_after_a_signal(self):
+        with memory.Pool() as pool:
+            pool.set_available(2)
+            before = pool.available()
+            status, _, stderr, _ = self.stop_driver(
+                signal.SIGTERM, "--config", f"a={sys.executable},pool=5")
+            self.assertEqual(status, 128 + signal.SIGTERM, stderr)
+            self.assertEqual(pool.available(), before)
+
+
+class ProgressTests(unittest.TestCase):
+    def test_few_lines_where_they_are_not_overwritten(self):
+        stream = io.StringIO()
+        progress = Progress(stream)
+        progress.start(100)
+        for number in range(100):
+            progress.step(f"step {number}")
+        progress.problem("trouble")
+        self.assertEqual(stream.getvalue(), "[1/100] step 0\n"
+                         "bench_driver.py: trouble\n")
+
+    def test_one_line_on_a_terminal(self):
+        stream = io.StringIO()
+        stream.isatty = lambda: True
+        progress = Progress(stream)
+        progress.start(2)
+        progress.step("one")
+        progress.step("two")
+        progress.clear()
+        self.assertNotIn("\n", stream.getvalue())
+        self.assertTrue(stream.getvalue().endswith("\r\033[K"))
+
+
+if __name__ == "__main__":
+    unittest.main()
