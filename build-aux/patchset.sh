@@ -1,0 +1,259 @@
+#!/bin/sh
+# Lay this tree's patch set on a CPython source tree, or take it off.
+#
+# usage: build-aux/patchset.sh list [RELEASE]
+#        build-aux/patchset.sh patch [RELEASE]
+#        build-aux/patchset.sh release DIR
+#        build-aux/patchset.sh apply DIR
+#        build-aux/patchset.sh unapply DIR
+#        build-aux/patchset.sh lay PRISTINE PATCHED
+#
+# list     what the patch set changes: "new PATH" for a file that it adds,
+#          "patch PATH PATCHFILE" for one that it changes
+# patch    the whole set on standard output, as one patch for "git apply"
+# release  the release of the CPython source in DIR, if it is a supported one
+# apply    put the set into the CPython source in DIR; nothing happens if it
+#          is there already
+# unapply  take it out again; nothing happens if it is not there
+# lay      make PATCHED the tree PRISTINE with the set applied; a file of
+#          PATCHED that is right already keeps its time stamp
+#
+# apply, unapply and lay change nothing at all when a part of the set does not
+# fit.
+#
+# A file FILE.patch has a sibling FILE.3.11.patch where CPython 3.11 needs
+# another one.  RELEASE is by default the pinned one.
+
+set -eu
+
+me=$0
+root=$(cd "$(dirname "$0")/.." && pwd)
+releases=$root/build-aux/cpython-releases
+
+# The folders of CPython's tree in which a plain file is a new file.
+folders='Doc Include Lib Misc Modules Objects PC PCbuild Parser Programs Python Tools'
+
+die() {
+    echo "$me: error: $*" >&2
+    exit 1
+}
+
+# Git as a patch program: no repository (git apply passes over the files of a
+# folder that lies inside another repository), no user's settings.
+GIT_DIR=/dev/null GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null
+GIT_CONFIG_NOSYSTEM=1
+export GIT_DIR GIT_CONFIG_GLOBAL GIT_CONFIG_SYSTEM GIT_CONFIG_NOSYSTEM
+unset GIT_WORK_TREE GIT_INDEX_FILE GIT_PREFIX
+
+scratch=$(mktemp -d "${TMPDIR:-/tmp}/patchset.XXXXXX")
+trap 'rm -rf "$scratch"' EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# supported_series: the major.minor of each supported release, one a line
+supported_series() {
+    sed -n 's/^\([0-9][0-9]*\.[0-9][0-9]*\)\..*/\1/p' "$releases" | sort -u
+}
+
+# release_of DIR: its release, or an error if it is no supported CPython
+release_of() {
+    test -n "$1" || die "no directory given: name a CPython source tree"
+    test -d "$1" || die "$1: no such directory"
+    for file in Include/patchlevel.h Objects/obmalloc.c configure.ac; do
+        test -f "$1/$file" ||
+            die "$1: not a CPython source tree: it has no $file"
+    done
+    found=$(sed -n 's/^#define PY_VERSION[[:space:]]*"\([^"]*\)".*/\1/p' \
+            "$1/Include/patchlevel.h")
+    series=$(echo "$found" | sed -n 's/^\([0-9]*\.[0-9]*\).*/\1/p')
+    if ! supported_series | grep -Fqx "${series:-none}"; then
+        die "$1: CPython ${found:-of an unknown release} is not supported: the patch set is for $(supported_series | tr '\n' ' ' | sed 's/ $//; s/ / and /g')"
+    fi
+    echo "$found"
+}
+
+# list_set RELEASE
+list_set() {
+    series=$(echo "$1" | sed -n 's/^\([0-9]*\.[0-9]*\).*/\1/p')
+    (
+        cd "$root"
+        for patch in *.patch; do
+            test ! -f "$patch" || echo "$patch"
+        done
+        for folder in $folders; do
+            test ! -d "$folder" ||
+                find "$folder" -name __pycache__ -prune -o -type f \
+                    ! -name '*~' ! -name '.*.sw?' ! -name '*.orig' \
+                    ! -name '*.rej' ! -name '*.py[co]' -print
+        done
+    ) | LC_ALL=C sort | while read -r file; do
+        case $file in
+        *.[0-9].[0-9].patch|*.[0-9].[0-9][0-9].patch)
+            # A release's own patch
+            path=$(echo "${file%.patch}" | sed 's/\.[0-9]*\.[0-9]*$//')
+            test "$file" != "$path.$series.patch" || echo "patch $path $file"
+            ;;
+        *.patch)
+            path=${file%.patch}
+            test -f "$root/$path.$series.patch" || echo "patch $path $file"
+            ;;
+        *)
+            echo "new $file"
+            ;;
+        esac
+    done
+}
+
+# write_patch RELEASE
+write_patch() {
+    list_set "$1" >"$scratch/list"
+    while read -r kind path file; do
+        if test "$kind" = patch; then
+            cat "$root/$file"
+        else
+            status=0
+            (cd "$root" &&
+             git diff --no-index --no-color --binary /dev/null "$path") ||
+                status=$?
+            # 1: the two differ
+            test $status -eq 1 || die "$path: git could not read it"
+        fi
+    done <"$scratch/list"
+}
+
+# try DIR OPTION...: git apply the set in DIR; its messages go to a file
+try() {
+    dir=$1
+    shift
+    (cd "$dir" && git apply --whitespace=nowarn "$@" "$scratch/set.patch") \
+        >"$scratch/messages" 2>&1
+}
+
+# why: the first of git's messages, as the reason of an error
+why() {
+    sed -n '/^error: /{s///p;q;}' "$scratch/messages"
+}
+
+apply() {
+    release=$(release_of "$1")
+    write_patch "$release" >"$scratch/set.patch"
+    if try "$1" --reverse --check; then
+        echo "$1: the patch set is applied already"
+    elif try "$1" --check; then
+        try "$1" || die "$1: $(why)"
+        echo "$1: applied the patch set to CPython $release"
+    else
+        die "$1: the patch set does not fit this CPython $release, and nothing was changed: $(why)"
+    fi
+}
+
+unapply() {
+    release=$(release_of "$1")
+    write_patch "$release" >"$scratch/set.patch"
+    if try "$1" --reverse --check; then
+        try "$1" --reverse || die "$1: $(why)"
+        echo "$1: took the patch set off CPython $release"
+    else
+        reason=$(why)
+        if try "$1" --check; then
+            echo "$1: the patch set is not applied"
+        else
+            die "$1: the patch set is there only in part or was edited, and nothing was changed: $reason"
+        fi
+    fi
+}
+
+# put FROM TO: make the file TO as FROM, in one step, if it is not so already
+put() {
+    if ! cmp -s "$1" "$2"; then
+        mkdir -p "$(dirname "$2")"
+        cp "$1" "$2.new"
+        chmod --reference="$1" "$2.new"
+        mv -f "$2.new" "$2"
+        if $verbose; then
+            echo "  $2"
+        fi
+    fi
+}
+
+lay() {
+    pristine=$1
+    patched=$2
+    release=$(release_of "$pristine")
+    write_patch "$release" >"$scratch/set.patch"
+
+    # On copies of the files that it touches first: it fits, or we stop here.
+    while read -r kind path file; do
+        if test "$kind" = patch; then
+            test -f "$pristine/$path" ||
+                die "$file: CPython $release has no $path"
+            mkdir -p "$scratch/tree/$(dirname "$path")"
+            cp -p "$pristine/$path" "$scratch/tree/$path"
+        elif test -e "$pristine/$path"; then
+            die "$path: CPython $release has a file of that name: make it a patch"
+        fi
+    done <"$scratch/list"
+    mkdir -p "$scratch/tree"
+    if test -s "$scratch/set.patch" && ! try "$scratch/tree"; then
+        die "the patch set does not fit CPython $release in $pristine, and nothing was changed: $(why)"
+    fi
+
+    verbose=true
+    if ! test -d "$patched"; then
+        # It would name the whole set.
+        verbose=false
+        rm -rf "$patched.tmp"
+        cp -a "$pristine" "$patched.tmp"
+        mv "$patched.tmp" "$patched"
+        : >"$patched.files"
+    fi
+    # Remember every file that may be touched before any is: an interrupted
+    # run is made good by the next.
+    cut -d ' ' -f 2 "$scratch/list" >"$scratch/files"
+    sort -u "$scratch/files" "$patched.files" >"$scratch/all"
+    cp "$scratch/all" "$patched.files.new"
+    mv -f "$patched.files.new" "$patched.files"
+    while read -r path; do
+        if test -f "$scratch/tree/$path"; then
+            put "$scratch/tree/$path" "$patched/$path"
+        elif test -f "$pristine/$path"; then
+            put "$pristine/$path" "$patched/$path"
+        else
+            rm -f "$patched/$path"
+        fi
+    done <"$scratch/all"
+    cp "$scratch/files" "$patched.files.new"
+    mv -f "$patched.files.new" "$patched.files"
+}
+
+pinned=$(sed -n '/^[0-9]/{s/[[:space:]].*//p;q;}' "$releases")
+command -v git >/dev/null 2>&1 || die "git is missing: install it"
+
+case ${1-} in
+list|patch)
+    test $# -le 2 || die "$1 takes one release at most"
+    release=${2:-$pinned}
+    if test "$1" = list; then
+        list_set "$release"
+    else
+        write_patch "$release"
+    fi
+    ;;
+release|apply|unapply)
+    test $# -eq 2 || die "$1 takes one directory"
+    case $1 in
+    release) release_of "$2" ;;
+    apply) apply "$2" ;;
+    unapply) unapply "$2" ;;
+    esac
+    ;;
+lay)
+    test $# -eq 3 || die "lay takes a pristine tree and the patched one"
+    lay "$2" "$3"
+    ;;
+*)
+    sed -n '/^# usage/,/^$/s/^# \{0,1\}//p' "$0" >&2
+    exit 2
+    ;;
+esac

@@ -1,0 +1,327 @@
+#!/usr/bin/env python3
+"""Run the tests of this tree and of the CPython that it builds.
+
+A test of CPython that fails is run again in the unpatched build.  What fails
+there as well, because of the machine or because it is CPython's own fault, is
+reported, and is not a failure of the patch set.
+
+The last line is "N passed, N failed, N skipped", where tests of this tree are
+counted one by one and CPython's by the file.
+"""
+
+import argparse
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+
+BUILD_AUX = pathlib.Path(__file__).resolve().parent
+TOP = BUILD_AUX.parent
+
+# CPython's tests of what the patch set touches: memory, start-up and its
+# configuration, and whatever forks or makes threads and interpreters.
+MODULES = """
+    test_capi test_embed test_sys test_os test_gc test_threading
+    test_subprocess test_interpreters test_multiprocessing_fork
+    test_tracemalloc test_cmd_line test_sysconfig
+""".split()
+OWN_MODULE = "test.test_capi.test_pymalloc_hugepages"
+
+# Resources of the whole suite: all but what needs the Internet, a display or
+# a sound card, or gigabytes.
+ALL_RESOURCES = "all,-audio,-gui,-largefile,-network,-urlfetch"
+
+# Enough for the arenas of one test process for each processor and of the
+# children that it forks: some fork dozens, and what is written after the fork
+# needs a page of its own.
+POOL_PAGES = 1024
+
+# Of one test file.  The slowest takes about two minutes on an idle machine.
+TIMEOUT_SECONDS = 1200
+
+
+class Tally:
+    def __init__(self):
+        self.passed = self.failed = self.skipped = 0
+        self.failures = []
+
+    def add(self, passed, failed, skipped):
+        self.passed += passed
+        self.failed += failed
+        self.skipped += skipped
+
+    def fail(self, what):
+        self.failed += 1
+        self.failures.append(what)
+
+
+def headline(text):
+    print(f"\n===== {text}", flush=True)
+
+
+def notice(text):
+    print(f"NOTICE: {text}", flush=True)
+
+
+def run(command, **kwargs):
+    """Run command, show its output, and return its status and its output."""
+    print("+", *command, flush=True)
+    lines = []
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=TOP,
+                          stderr=subprocess.STDOUT, encoding="utf-8",
+                          errors="replace", **kwargs) as process:
+        try:
+            for line in process.stdout:
+                lines.append(line)
+                sys.stdout.write(line)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            # The command was interrupted, too, and may have a pool to restore.
+            process.wait()
+            raise
+    return process.returncode, lines
+
+
+def run_unittest(tally, name, command, **kwargs):
+    """Run a unittest program and count its tests."""
+    headline(name)
+    status, lines = run(command, **kwargs)
+    counts = {"failures": 0, "errors": 0, "skipped": 0,
+              "unexpected successes": 0}
+    total = None
+    for line in lines[-5:]:
+        if match := re.match(r"Ran (\d+) tests? in ", line):
+            total = int(match[1])
+        elif match := re.match(r"(?:OK|FAILED) \((.*)\)$", line):
+            for part in match[1].split(", "):
+                key, _, number = part.partition("=")
+                counts[key] = int(number)
+    if total is None:
+        tally.fail(f"{name}: no result, exit status {status}")
+        return
+    skipped = counts["skipped"]
+    failed = (counts["failures"] + counts["errors"]
+              + counts["unexpected successes"])
+    if failed or status:
+        tally.failures.append(f"{name}: {failed} of {total} tests")
+        failed = max(failed, 1)
+    tally.add(max(total - failed - skipped, 0), failed, skipped)
+    if skipped and os.geteuid() == 0:
+        # Root can set up all that they need.
+        tally.fail(f"{name}: {skipped} tests were skipped although run by root")
+
+
+def run_c_tests(tally, hugepages):
+    name = "C tests of Objects/hugepages"
+    headline(name)
+    source = (hugepages / "configured-as").read_text().partition("\n")[0]
+    status, lines = run([str(BUILD_AUX / "test" / "ctests.sh"), source,
+                         str(TOP / "build" / "ctests")])
+    failed = 0
+    for line in lines:
+        if match := re.fullmatch(r"\S+: (\d+) passed, (\d+) failed, (\d+) skipped",
+                                 line.strip()):
+            counts = list(map(int, match.groups()))
+            tally.add(*counts)
+            failed += counts[1]
+    if failed:
+        tally.failures.append(f"{name}: {failed} tests")
+    elif status:
+        tally.fail(f"{name}: exit status {status}")
+
+
+class SuiteResult:
+    """What one run of python -m test said.
+
+    modules  for each of "failed", "skipped", "passed" the set of test files
+    cases    the names of the single tests that failed
+    """
+
+    def __init__(self, lines, junit_file):
+        self.modules = {"failed": set(), "skipped": set(), "passed": set()}
+        self.cases = set()
+        kind = None
+        for line in lines:
+            if match := re.match(r"\d+ tests? (.*):$", line):
+                kind = match[1]
+            elif kind is not None and line.startswith("    "):
+                if kind.startswith(("failed", "altered")):
+                    self.modules["failed"].update(line.split())
+                elif kind.startswith("skipped"):
+                    self.modules["skipped"].update(line.split())
+            else:
+                kind = None
+            # How it shows a file that is done: "0:00:04 load avg: 2.79 [ 1/15]
+            # test_embed passed"
+            if match := re.match(r"\d+:\d\d:\d\d .*\[ *[\d/]+\] (\S+) passed\b",
+                                 line):
+                self.modules["passed"].add(match[1])
+        self.modules["passed"] -= self.modules["failed"]
+        try:
+            tree = xml.etree.ElementTree.parse(junit_file)
+        except (OSError, xml.etree.ElementTree.ParseError):
+            return
+        for case in tree.iter("testcase"):
+            if case.find("failure") is not None or case.find("error") is not None:
+                self.cases.add(case.get("name"))
+
+    def failures_of(self, module):
+        """The failed tests of a file, or, if it has none and failed, itself."""
+        package = module if module.startswith("test.") else f"test.{module}"
+        cases = {case for case in self.cases if f"{package}." in f"{case}."}
+        if not cases and module in self.modules["failed"]:
+            return {f"{module} as a whole (a crash, a hang, a changed environment)"}
+        return cases
+
+
+def run_suite(tree, arguments, pool):
+    """Run python -m test of a build tree, with a pool of so many huge pages.
+
+    A pool of None is the one that the system happens to have.
+    """
+    jobs = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory() as directory:
+        junit_file = os.path.join(directory, "junit.xml")
+        command = [str(tree / "python"), "-m", "test", f"-j{jobs}",
+                   f"--timeout={TIMEOUT_SECONDS}", f"--junit-xml={junit_file}",
+                   f"--ignore={OWN_MODULE}.*", *arguments]
+        if pool is not None:
+            command = [str(BUILD_AUX / "with-pool.sh"), str(pool), *command]
+        status, lines = run(command)
+        result = SuiteResult(lines, junit_file)
+    if not any(result.modules.values()):
+        raise RuntimeError(f"python -m test gave no result, exit status {status}")
+    return result
+
+
+def count_suite(tally, name, patched, run_unpatched):
+    """Count the results of the patched build.
+
+    run_unpatched(modules) gives those of the unpatched one.
+    """
+    failed = sorted(patched.modules["failed"])
+    skipped = len(patched.modules["skipped"])
+    passed = len(patched.modules["passed"])
+    tally.add(passed, 0, skipped)
+    if not failed:
+        return
+    headline(f"{name}: the test files that failed, in the unpatched build")
+    unpatched = run_unpatched(failed)
+    for module in failed:
+        before = unpatched.failures_of(module)
+        now = patched.failures_of(module)
+        for case in sorted(now & before):
+            notice(f"fails in the unpatched build, too: {case}")
+        for case in sorted(now - before):
+            print(f"FAILS IN THE PATCHED BUILD ONLY: {case}", flush=True)
+        if now - before:
+            tally.fail(f"{name}: {module}")
+        else:
+            notice(f"{module} counts as skipped: the unpatched build is no better")
+            tally.skipped += 1
+
+
+def run_selected(tally, unpatched, hugepages, description, pool):
+    """CPython's tests of what the patch set touches."""
+    name = f"CPython's tests with {description}"
+    headline(name)
+    patched = run_suite(hugepages, MODULES, pool)
+    count_suite(tally, name, patched,
+                lambda modules: run_suite(unpatched, modules, pool))
+
+
+def memory_available():
+    """In huge pages of 2 MiB."""
+    with open("/proc/meminfo") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return int(value.split()[0]) // 2048
+    return 0
+
+
+def pools_to_test(tally):
+    """Pairs of a description and the size of the pool, or None: as it is."""
+    if os.geteuid() == 0:
+        pages = min(POOL_PAGES, memory_available() // 4)
+        return [(f"a pool of {pages} huge pages", pages), ("an empty pool", 0)]
+    notice("not root: the pool of huge pages stays as it is, and CPython's "
+           "tests run once instead of twice")
+    tally.skipped += 1
+    return [("the system's pool", None)]
+
+
+def run_all(tally, unpatched, hugepages):
+    """The whole suite of CPython, in both builds."""
+    arguments = ["-u", ALL_RESOURCES]
+    headline("CPython's whole test suite, unpatched")
+    before = run_suite(unpatched, arguments, None)
+    name = "CPython's whole test suite"
+    headline(f"{name}, patched")
+    patched = run_suite(hugepages, arguments, None)
+    count_suite(tally, name, patched, lambda modules: before)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--all", action="store_true",
+                        help="run CPython's whole test suite, and only that")
+    parser.add_argument("unpatched", type=pathlib.Path, metavar="UNPATCHED",
+                        help="build tree of CPython as it was released")
+    parser.add_argument("hugepages", type=pathlib.Path, metavar="HUGEPAGES",
+                        help="build tree made with --with-pymalloc-hugepages")
+    options = parser.parse_args()
+    unpatched = options.unpatched.resolve()
+    hugepages = options.hugepages.resolve()
+
+    # A shell ignores SIGINT for what it runs in the background, and CPython's
+    # tests need it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # CPython's tests expect its defaults.
+    for name in list(os.environ):
+        if name.startswith("PYTHON"):
+            del os.environ[name]
+
+    tally = Tally()
+    if options.all:
+        steps = [lambda: run_all(tally, unpatched, hugepages)]
+    else:
+        environment = {**os.environ, "UNPATCHED_TREE": str(unpatched),
+                       "HUGEPAGES_TREE": str(hugepages)}
+        steps = [
+            lambda: run_unittest(
+                tally, "tests of this tree",
+                [sys.executable, "-m", "unittest", "discover", "-v",
+                 "-s", str(BUILD_AUX / "test")], env=environment),
+            lambda: run_c_tests(tally, hugepages),
+            lambda: run_unittest(
+                tally, "tests of pymalloc's huge pages",
+                [str(hugepages / "python"), "-m", "unittest", "-v", OWN_MODULE]),
+        ]
+        steps += [
+            lambda pool=pool: run_selected(tally, unpatched, hugepages, *pool)
+            for pool in pools_to_test(tally)
+        ]
+    for step in steps:
+        try:
+            step()
+        except (OSError, RuntimeError) as error:
+            tally.fail(str(error))
+
+    headline("result")
+    for failure in tally.failures:
+        print(f"FAILED: {failure}")
+    print(f"{tally.passed} passed, {tally.failed} failed, "
+          f"{tally.skipped} skipped")
+    return 1 if tally.failures else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("run_tests.py: interrupted")

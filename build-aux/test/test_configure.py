@@ -1,0 +1,439 @@
+"""configure and make of this tree, with a CPython of a few lines."""
+
+import hashlib
+import os
+import pathlib
+import shutil
+import unittest
+
+import support
+
+
+class ErrorTest(support.FakeTreeTestCase):
+    """One clear line, and nothing left that a second run would trust."""
+
+    def check(self, *options, parts, **environment):
+        # Twice: the second run must not find what the first one left.
+        for _ in range(2):
+            output = self.configure(*options, status=1, **environment)
+            self.assert_one_error(output, *parts)
+            self.assertFalse((self.tree / "Makefile").exists())
+            trusted = [path.name for path in self.tree.glob("build/*")
+                       if (path / "Include").exists()
+                       and not path.name.endswith(".tmp")]
+            self.assertEqual(trusted, [])
+
+    def test_unknown_release(self):
+        self.check("--with-cpython=3.9.1", parts=["3.9.1", self.release])
+
+    def test_no_such_path(self):
+        self.check("--with-cpython=nowhere", parts=["nowhere"])
+
+    def test_no_value(self):
+        self.check("--with-cpython", parts=["--with-cpython needs a value"])
+
+    def test_directory_is_no_cpython(self):
+        empty = self.directory / "empty"
+        empty.mkdir()
+        self.check(f"--with-cpython={empty}",
+                   parts=[str(empty), "not a CPython source tree"])
+
+    def test_directory_of_another_release(self):
+        other = self.directory / "other"
+        self.make_source(other, "3.12.1")
+        self.check(f"--with-cpython={other}",
+                   parts=[str(other), "3.12.1 is not supported", "3.13"])
+
+    def test_tarball_is_none(self):
+        file = self.directory / "file.tar.xz"
+        file.write_text("no archive")
+        self.check(f"--with-cpython={file}",
+                   parts=[str(file), "cannot be unpacked"])
+
+    def test_tarball_is_cut_short(self):
+        file = self.directory / "file.tar.xz"
+        file.write_bytes(self.archive.read_bytes()[:-40])
+        self.check(f"--with-cpython={file}",
+                   parts=[str(file), "cannot be unpacked"])
+
+    def test_tarball_of_something_else(self):
+        other = self.directory / "other"
+        support.write(other / "README", "something else\n")
+        file = self.directory / "other.tar.xz"
+        self.make_archive(other, file)
+        self.check(f"--with-cpython={file}",
+                   parts=[str(file), "not a CPython source tree"])
+
+    def test_no_network(self):
+        self.archive.unlink()
+        self.check(parts=["check the network", self.archive.name,
+                          "--with-cpython"])
+
+    def test_wrong_checksum_in_the_cache(self):
+        self.archive.write_bytes(b"something else")
+        self.check(parts=["wrong SHA-256", self.archive.name])
+
+    def test_wrong_checksum_of_the_download(self):
+        self.archive.unlink()
+        support.write(self.programs / "curl", """\
+            #!/bin/sh
+            while test "$1" != -o; do shift; done
+            echo "something else" >"$2"
+            """, mode=0o755)
+        self.check(parts=["wrong SHA-256", self.archive.name])
+        self.assertEqual(list(self.tree.glob("build/downloads/*")), [])
+
+    def test_patch_does_not_apply(self):
+        patch = self.tree / "Objects/obmalloc.c.patch"
+        patch.write_text(patch.read_text().replace("three", "thirteen"))
+        for _ in range(2):
+            output = self.configure(status=1)
+            self.assert_one_error(output, "does not fit", "Objects/obmalloc.c",
+                                  self.release)
+            self.assertEqual(list(self.tree.glob("build/*patched*")), [])
+            self.assertFalse((self.tree / "Makefile").exists())
+
+    def test_cpythons_configure_fails(self):
+        flag = self.directory / "home/configure-fails"
+        flag.touch()
+        for _ in range(2):
+            output = self.configure(status=1)
+            self.assert_one_error(output, "CPython's configure failed",
+                                  "config.log")
+            self.assertFalse((self.tree / "Makefile").exists())
+        flag.unlink()
+        self.configure()
+        self.make()
+
+    def test_value_of_the_option(self):
+        self.check("--with-pymalloc-hugepages=thp",
+                   parts=["takes no value", "PYTHON_PYMALLOC_HUGEPAGES"])
+
+    def test_interrupted_unpacking(self):
+        leftover = self.tree / f"build/cpython-{self.release}.tmp"
+        support.write(leftover / "Include/patchlevel.h", "junk\n")
+        self.configure()
+        self.assertFalse(leftover.exists())
+        self.make()
+
+
+class SourceTest(support.FakeTreeTestCase):
+
+    def test_download(self):
+        moved = self.directory / "moved.tar.xz"
+        shutil.move(self.archive, moved)
+        support.write(self.programs / "curl", f"""\
+            #!/bin/sh
+            while test "$1" != -o; do shift; done
+            cp {moved} "$2"
+            """, mode=0o755)
+        self.configure()
+        self.assertTrue(self.archive.exists(), "not kept in the cache")
+        # From now on no network is needed.
+        (self.programs / "curl").unlink()
+        self.make("distclean")
+        self.configure()
+
+    def test_debian_source_package(self):
+        moved = self.directory / "moved.tar.xz"
+        shutil.move(self.archive, moved)
+        support.write(self.programs / "apt-get", f"""\
+            #!/bin/sh
+            echo "$@" >>{self.directory}/apt-get-calls
+            case "$*" in
+            indextargets*Label*) echo http://mirror.invalid/debian ;;
+            *source*) cp {moved} fake_1.orig.tar.xz ;;
+            esac
+            """, mode=0o755)
+        self.configure()
+        calls = (self.directory / "apt-get-calls").read_text().splitlines()
+        for call in calls:
+            if not call.startswith("indextargets"):
+                self.assertIn(f"Dir::State={self.tree}/build/apt", call)
+                self.assertIn(f"Dir::Cache={self.tree}/build/apt", call)
+                self.assertIn("Dir::Etc::SourceParts=-", call)
+
+    def test_known_tarball_by_path(self):
+        file = self.directory / "my.tar.xz"
+        shutil.move(self.archive, file)
+        output = self.configure(f"--with-cpython={file}")
+        self.assertNotIn("no known release", output)
+        self.assertTrue((self.tree / f"build/cpython-{self.release}").exists())
+
+    def test_unknown_tarball_by_path(self):
+        other = self.directory / "other"
+        self.make_source(other, "3.13.98")
+        file = self.directory / "other.tar.xz"
+        self.make_archive(other, file)
+        output = self.configure(f"--with-cpython={file}")
+        self.assertIn(hashlib.sha256(file.read_bytes()).hexdigest(), output)
+        self.make()
+
+    def test_directory(self):
+        # One with the patch set applied, and with traces of a build
+        patchset = self.tree / "build-aux/patchset.sh"
+        self.run_command(patchset, "apply", self.source)
+        for trace in "Makefile", "Objects/obmalloc.o", "pyconfig.h":
+            support.write(self.source / trace, "built\n")
+        support.write(self.source / "Objects/mine.c", "mine\n")
+        before = support.contents(self.source)
+
+        self.configure(f"--with-cpython={self.source}")
+        self.make()
+        self.assertEqual(support.contents(self.source), before)
+        [pristine] = self.tree.glob("build/cpython-dir-????????")
+        expected = {path: text for path, text in before.items()
+                    if path in support.FAKE_CPYTHON or path == "Objects/mine.c"}
+        expected["Objects/obmalloc.c"] = b"one\ntwo\nthree\nfour\nfive\n"
+        self.assertEqual(support.contents(pristine), expected)
+
+        # A change there is taken over by configure, and only it.
+        patched = pathlib.Path(f"{pristine}-patched")
+        support.write(self.source / "Objects/obmalloc.c",
+                      "one\ntwo\nhook\nthree\nfour\nsix\n")
+        (self.source / "Objects/mine.c").unlink()
+        other = (patched / "Objects/other.c").stat().st_mtime_ns
+        self.configure(f"--with-cpython={self.source}")
+        self.assertEqual((patched / "Objects/obmalloc.c").read_text(),
+                         "one\ntwo\nhook\nthree\nfour\nsix\n")
+        self.assertFalse((patched / "Objects/mine.c").exists())
+        self.assertEqual((patched / "Objects/other.c").stat().st_mtime_ns, other)
+        self.assertIn("building", self.make())
+
+
+class OptionsTest(support.FakeTreeTestCase):
+
+    def arguments(self, pattern):
+        [tree] = self.tree.glob(f"build/{pattern}")
+        return (tree / "configure-arguments").read_text().splitlines()
+
+    def test_help(self):
+        output = self.run_command("./configure", "--help", cwd=self.tree)
+        self.assertRegex(output, r"--with-pymalloc-hugepages\s[^-]*default\s+is no")
+        self.assertIn("--with-cpython=VERSION|DIR|TARBALL", output)
+        self.assertFalse((self.tree / "build").exists())
+
+    def test_no_options(self):
+        self.configure()
+        self.assertEqual(self.arguments("default"), [])
+
+    def test_ours(self):
+        self.configure("--with-pymalloc-hugepages",
+                       f"--with-cpython={self.release}")
+        self.assertEqual(self.arguments("hugepages"),
+                         ["--with-pymalloc-hugepages"])
+        self.configure("--without-pymalloc-hugepages")
+        self.assertEqual(self.arguments("default"), [])
+
+    def test_passed_on(self):
+        options = [
+            "--with-pydebug", "--enable-optimizations",
+            "--prefix=/opt/my python", "--with-unknown=yes",
+            """CFLAGS=-DA="it's $HOME `pwd`" -O2 *""", "LDFLAGS=-Wl,-z,now",
+        ]
+        self.configure(*options)
+        self.assertEqual(self.arguments("default-????????"), options)
+
+    def test_environment_passed_on(self):
+        self.configure(CFLAGS="-O1 -g")
+        self.assertIn("CFLAGS=-O1 -g", self.arguments("default-????????"))
+
+    def test_build_trees_are_kept(self):
+        """To come back to a configuration costs nothing."""
+        runs = []
+        for options in [], ["--with-pydebug"], ["--with-pymalloc-hugepages"], []:
+            self.configure(*options)
+            runs.append("building" in self.make())
+        self.assertEqual(runs, [True, True, True, False])
+        for tree in self.tree.glob("build/*/configure-runs"):
+            self.assertEqual(tree.read_text(), "run\n", tree)
+
+    def test_jobs(self):
+        self.configure()
+        self.assertIn(f"-j{os.cpu_count()}", self.make())
+        self.assertNotRegex(self.make("-j1"), r"flags: .*-j[02-9]")
+        self.assertIn("--jobserver", self.make("-j3"))
+
+
+class MakeTest(support.FakeTreeTestCase):
+
+    def test_reproduction_block(self):
+        """The proposal's commands, but for perf."""
+        self.configure()
+        self.make()
+        self.run_command("cp", "python", "python_default", cwd=self.tree)
+        self.configure("--with-pymalloc-hugepages")
+        self.make()
+        self.run_command("cp", "python", "python_hugepages", cwd=self.tree)
+        for name in "default", "hugepages":
+            with self.subTest(name):
+                output = self.run_command(
+                    f"./python_{name}", "bench_obmalloc.py", "a b",
+                    cwd=self.tree)
+                self.assertEqual(
+                    output,
+                    f"{self.tree}/build/{name}/python bench_obmalloc.py a b\n")
+        self.assertTrue((self.tree / "bench_obmalloc.py").exists())
+
+        # ./python is that of the configuration, whichever was built last.
+        self.configure()
+        self.make()
+        self.assertIn("/build/default/python",
+                      self.run_command("./python", cwd=self.tree))
+
+    def test_launcher_without_its_interpreter(self):
+        self.configure()
+        self.make()
+        (self.tree / "build/default/python").unlink()
+        output = self.run_command("./python", cwd=self.tree, status=127)
+        self.assert_one_error(output, "build/default/python", "run make")
+
+    def test_nothing_is_rebuilt(self):
+        self.configure()
+        self.assertIn("building", self.make())
+        output = self.make()
+        self.assertNotIn("building", output)
+        self.assertNotIn("compiling", output)
+
+    def test_changed_patch_set(self):
+        self.configure()
+        self.make()
+        patched = self.tree / f"build/cpython-{self.release}-patched"
+        times = {path: (patched / path).stat().st_mtime_ns
+                 for path in support.contents(patched)}
+        new = self.tree / "Objects/hugepages/new.c"
+        new.write_text("newer\n")
+        self.make()
+        self.assertEqual((patched / "Objects/hugepages/new.c").read_text(),
+                         "newer\n")
+        changed = [path for path, time in times.items()
+                   if (patched / path).stat().st_mtime_ns != time]
+        self.assertEqual(changed, ["Objects/hugepages/new.c"])
+        # What is no longer in the set goes.
+        new.unlink()
+        (self.tree / "Objects/obmalloc.c.patch").unlink()
+        self.assertIn("building", self.make())
+        self.assertEqual(
+            (patched / "Objects/obmalloc.c").read_bytes(),
+            (self.source / "Objects/obmalloc.c").read_bytes())
+        self.assertFalse((patched / "Objects/hugepages/new.c").exists())
+
+    def test_broken_patch_stops_make(self):
+        self.configure()
+        self.make()
+        before = support.contents(self.tree / f"build/cpython-{self.release}-patched")
+        patch = self.tree / "Objects/obmalloc.c.patch"
+        patch.write_text(patch.read_text().replace("three", "thirteen"))
+        self.assertIn("does not fit", self.make(status=2))
+        self.assertEqual(
+            support.contents(self.tree / f"build/cpython-{self.release}-patched"),
+            before)
+
+    def test_install(self):
+        self.configure()
+        target = self.directory / "target"
+        self.make("install", f"DESTDIR={target}", "prefix=/usr")
+        self.assertTrue((target / "usr/bin/python3.13").exists())
+        self.make("install", "DESTDIR=here", "prefix=/usr")
+        self.assertTrue((self.tree / "here/usr/bin/python3.13").exists())
+
+    def test_clean_and_distclean(self):
+        before = support.contents(self.tree)
+        self.configure()
+        self.make()
+        self.make("build-unpatched")
+        self.make("clean")
+        self.assertEqual(list(self.tree.glob("build/*/python")), [])
+        self.assertFalse((self.tree / "python").exists())
+        self.make()
+        self.make("distclean")
+        self.assertEqual(support.contents(self.tree), before)
+
+    def test_apply_and_unapply(self):
+        self.configure()
+        before = support.contents(self.source)
+        self.make("apply", f"CPYTHON={self.source}")
+        self.assertIn("Objects/hugepages/new.c", support.contents(self.source))
+        self.make("unapply", f"CPYTHON={self.source}")
+        self.assertEqual(support.contents(self.source), before)
+        self.assert_one_error(self.make("apply", status=2), "no directory given")
+
+    def test_patch(self):
+        self.configure()
+        output = self.make("patch")
+        self.assertIn("build/pymalloc-hugepages-3.13.patch", output)
+        self.run_command("git", "apply",
+                         self.tree / "build/pymalloc-hugepages-3.13.patch",
+                         cwd=self.source)
+        self.assertIn("hook",
+                      (self.source / "Objects/obmalloc.c").read_text())
+
+
+class PackagesTest(support.FakeTreeTestCase):
+
+    def setUp(self):
+        super().setUp()
+        support.write(self.programs / "dpkg-query", """\
+            #!/bin/sh
+            for package; do :; done
+            case $package in
+            tk-dev|wine|gnuplot-nox) exit 1 ;;
+            esac
+            echo installed
+            """, mode=0o755)
+        support.write(self.programs / "apt-get", f"""\
+            #!/bin/sh
+            echo "$@" >>{self.directory}/apt-get-calls
+            """, mode=0o755)
+
+    def be(self, user):
+        support.write(self.programs / "id", f"""\
+            #!/bin/sh
+            echo {user}
+            """, mode=0o755)
+
+    def packages(self, *groups, status=0):
+        return self.run_command(self.tree / "build-aux/packages.sh", *groups,
+                                status=status)
+
+    def test_root(self):
+        self.be(0)
+        self.packages("build")
+        update, install = (
+            self.directory / "apt-get-calls").read_text().splitlines()
+        self.assertRegex(update, r"\bupdate\b")
+        self.assertRegex(install, r"--no-install-recommends install tk-dev$")
+
+    def test_not_root(self):
+        """One line names what all groups lack."""
+        self.be(1000)
+        output = self.packages("build", status=1)
+        self.assert_one_error(output, "apt-get install --no-install-recommends "
+                              "gnuplot-nox tk-dev wine")
+        self.assertFalse((self.directory / "apt-get-calls").exists())
+
+    def test_configure_stops(self):
+        self.be(1000)
+        output = self.run_command("./configure", cwd=self.tree, status=1)
+        self.assertIn("tk-dev", output)
+        self.assertFalse((self.tree / "build").exists())
+
+    def test_nothing_missing(self):
+        self.be(1000)
+        support.write(self.programs / "dpkg-query", """\
+            #!/bin/sh
+            echo installed
+            """, mode=0o755)
+        self.assertEqual(self.packages("build", "bench", "test"), "")
+
+    def test_apt_get_fails(self):
+        self.be(0)
+        support.write(self.programs / "apt-get", """\
+            #!/bin/sh
+            exit 100
+            """, mode=0o755)
+        self.assert_one_error(self.packages("build", status=1), "tk-dev")
+
+
+if __name__ == "__main__":
+    unittest.main()
