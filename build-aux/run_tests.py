@@ -241,6 +241,7 @@ def run_selected(tally, unpatched, hugepages, description, pool):
     headline(name)
     patched = run_suite(hugepages, MODULES, pool)
     count_suite(tally, name, patched,
+                lambda modules: run_suite(hugepages, modules, pool),
                 lambda modules: run_suite(unpatched, modules, pool))
 
 
