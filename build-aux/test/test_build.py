@@ -86,6 +86,33 @@ class TellsTest(unittest.TestCase):
         self.assertIn("--with-pymalloc-hugepages", shlex.split(output))
 
 
+class LayoutTest(support.TemporaryDirectoryTestCase):
+    """A program built with stock headers can use a build with the option."""
+
+    def layout(self, tree):
+        """The size of PyConfig and the offsets of its stock members."""
+        text = (support.source_of(UNPATCHED)
+                / "Include/cpython/initconfig.h").read_text()
+        struct = re.search(r"typedef struct PyConfig \{(.*?)\} PyConfig;", text,
+                           re.S)[1]
+        # Without what only other systems and other builds have.
+        struct = re.sub(r"^#if.*?^#endif", "", struct, flags=re.S | re.M)
+        members = re.findall(r"^    \w[\w ]*?[ *](\w+);", struct, re.M)
+        self.assertIn("filesystem_encoding", members)
+        lines = [f'printf("{member} %zu\\n", offsetof(PyConfig, {member}));'
+                 for member in members]
+        (self.directory / "layout.c").write_text("\n".join([
+            "#include <Python.h>", "#include <stddef.h>", "#include <stdio.h>",
+            "int main(void) {", *lines,
+            'printf("size %zu\\n", sizeof(PyConfig));', "}"]))
+        self.run_command("cc", f"-I{support.source_of(tree)}/Include",
+                         f"-I{tree}", "layout.c", "-o", "layout")
+        return self.run_command(self.directory / "layout")
+
+    def test_pyconfig(self):
+        self.assertEqual(self.layout(HUGEPAGES), self.layout(UNPATCHED))
+
+
 class WithoutTheOptionTest(support.TemporaryDirectoryTestCase):
     """Patched and built without the option, CPython is as it was released."""
 
