@@ -10,12 +10,18 @@
        _testhugepages.c          this file: runs the tests
        _testhugepages_policy.c   arena.c over a fake OS layer
        _testhugepages_linux.c    os_linux.c, with real and with faked calls
+       _testhugepages_fork_policy.c  fork.c over a fake OS layer
+       _testhugepages_fork.c     fork.c over os_linux_fork.c, with real forks
+       _testhugepages_limits.c   arena.c where Linux sets limits
+       _testhugepages_system.c   what the tests on Linux share
        _testhugepages_windows.c  os_windows.c, likewise
        _testhugepages_other.c    os_other.c
 
    It needs only the C library, so that it can be the only program of a virtual
-   machine.  As process 1 it mounts /proc and /sys, and switches the machine
-   off when it is done. */
+   machine (build-aux/test/kernels.sh).  As process 1 it mounts /dev, /proc and
+   /sys, has the kernel use transparent huge pages where they are advised, runs
+   the tests that depend on the kernel and those that need a machine for
+   themselves, and switches the machine off when it is done. */
 
 #include "_testhugepages.h"
 
@@ -27,6 +33,7 @@
 #  include <pthread.h>
 #endif
 #ifdef __linux__
+#  include "_testhugepages_system.h"
 #  include <sys/mount.h>          // mount()
 #  include <sys/reboot.h>         // reboot()
 #  include <sys/stat.h>           // mkdir()
@@ -35,14 +42,31 @@
 
 static const testhugepages_test *const all_tests[] = {
     testhugepages_policy_tests,
+    testhugepages_fork_policy_tests,
     testhugepages_other_tests,
 #if defined(_WIN32)
     testhugepages_windows_tests,
 #elif defined(__linux__)
     testhugepages_linux_tests,
+    testhugepages_fork_tests,
+    testhugepages_limits_tests,
 #endif
     NULL
 };
+
+/* Those of process 1: what depends on the kernel, and what needs a machine for
+   itself. */
+static const testhugepages_test *const machine_tests[] = {
+#ifdef __linux__
+    testhugepages_linux_tests,
+    testhugepages_fork_tests,
+    testhugepages_limits_tests,
+    testhugepages_machine_tests,
+#endif
+    NULL
+};
+
+int test_owns_machine = 0;
 
 uint32_t test_seed = 1;
 
@@ -85,6 +109,12 @@ test_note(const char *format, ...)
     (void)vprintf(format, arguments);
     printf(") ");
     va_end(arguments);
+}
+
+int
+test_rounds(int count)
+{
+    return test_owns_machine ? (count + 9) / 10 : count;
 }
 
 uint32_t
@@ -247,11 +277,18 @@ run_test(const testhugepages_test *test)
     }
 }
 
+/* The lists of tests that are run here, which NULL ends. */
+static const testhugepages_test *
+test_list(int index)
+{
+    return test_owns_machine ? machine_tests[index] : all_tests[index];
+}
+
 static const testhugepages_test *
 find_test(const char *name)
 {
-    for (int i = 0; all_tests[i] != NULL; i++) {
-        for (const testhugepages_test *test = all_tests[i];
+    for (int i = 0; test_list(i) != NULL; i++) {
+        for (const testhugepages_test *test = test_list(i);
              test->name != NULL; test++)
         {
             if (strcmp(test->name, name) == 0) {
@@ -266,8 +303,8 @@ find_test(const char *name)
 static void
 for_all_tests(void (*function)(const testhugepages_test *test))
 {
-    for (int i = 0; all_tests[i] != NULL; i++) {
-        for (const testhugepages_test *test = all_tests[i];
+    for (int i = 0; test_list(i) != NULL; i++) {
+        for (const testhugepages_test *test = test_list(i);
              test->name != NULL; test++)
         {
             function(test);
@@ -327,11 +364,16 @@ main(int argc, char **argv)
 {
 #ifdef __linux__
     if (getpid() == 1) {
+        (void)mkdir("/dev", 0755);
         (void)mkdir("/proc", 0755);
         (void)mkdir("/sys", 0755);
         (void)mkdir("/tmp", 01777);
+        (void)mount("dev", "/dev", "devtmpfs", 0, NULL);
         (void)mount("proc", "/proc", "proc", 0, NULL);
         (void)mount("sysfs", "/sys", "sysfs", 0, NULL);
+        (void)write_file("/sys/kernel/mm/transparent_hugepage/enabled",
+                         "madvise");
+        test_owns_machine = 1;
         int status = run_tests(argc, argv);
         (void)fflush(stdout);
         sync();

@@ -43,12 +43,24 @@ typedef struct {
 
 /* The tests of one source file; a NULL name ends each list. */
 extern const testhugepages_test testhugepages_policy_tests[];
+extern const testhugepages_test testhugepages_fork_policy_tests[];
 extern const testhugepages_test testhugepages_other_tests[];
 #if defined(_WIN32)
 extern const testhugepages_test testhugepages_windows_tests[];
 #elif defined(__linux__)
 extern const testhugepages_test testhugepages_linux_tests[];
+extern const testhugepages_test testhugepages_fork_tests[];
+extern const testhugepages_test testhugepages_limits_tests[];
+/* Those that need a machine for themselves. */
+extern const testhugepages_test testhugepages_machine_tests[];
 #endif
+
+/* Nonzero if this process is the only program of a machine. */
+extern int test_owns_machine;
+
+/* How often to do what is done so many times: less often in such a machine,
+   which is slow for want of acceleration. */
+extern int test_rounds(int count);
 
 /* Count a failure of the running test and print it.  The test goes on, and
    should return soon.  Any thread may call. */

@@ -9,6 +9,11 @@
 #include "../Objects/hugepages/hugepages.h"
 #include "../Objects/hugepages/os_other.c"
 
+#ifdef ARENAS_USE_MMAP
+#  include <sys/wait.h>           // waitpid()
+#  include <unistd.h>             // fork()
+#endif
+
 static void
 test_other_scan(void)
 {
@@ -69,8 +74,81 @@ test_other_plain_too_large(void)
     CHECK(address == NULL);
 }
 
+#ifdef ARENAS_USE_MMAP
+
+static int counter;
+
+/* Without the lock, some of the additions would be lost. */
+static void
+count_up(void)
+{
+    for (int i = 0; i < 100000; i++) {
+        hugepages_os_lock();
+        counter++;
+        hugepages_os_unlock();
+    }
+}
+
+/* A child that finds the lock taken would wait for ever. */
+static void
+fork_children(void)
+{
+    for (int i = 0; i < 100; i++) {
+        pid_t child = fork();
+        REQUIRE(child >= 0);
+        if (child == 0) {
+            (void)alarm(60);
+            hugepages_os_lock();
+            hugepages_os_unlock();
+            _exit(0);
+        }
+        int status = -1;
+        CHECK_EQUAL(waitpid(child, &status, 0), child);
+        CHECK_EQUAL(status, 0);
+    }
+}
+
+static void
+count_up_or_fork(int thread)
+{
+    if (thread == 0) {
+        fork_children();
+    }
+    else {
+        count_up();
+    }
+}
+
+static void
+test_other_lock(void)
+{
+    int os_error = 0;
+    CHECK_EQUAL(hugepages_os_watch_fork(&os_error), HUGEPAGES_OK);
+    CHECK_EQUAL(hugepages_os_watch_fork(&os_error), HUGEPAGES_OK);
+    CHECK_EQUAL(os_error, 0);
+    counter = 0;
+    test_run_threads(4, count_up_or_fork);
+    CHECK_EQUAL(counter, 3 * 100000);
+}
+
+#else
+
+/* There is nothing to guard. */
+static void
+test_other_lock(void)
+{
+    int os_error = 0;
+    CHECK_EQUAL(hugepages_os_watch_fork(&os_error), HUGEPAGES_OK);
+    hugepages_os_lock();
+    hugepages_os_unlock();
+    CHECK_EQUAL(os_error, 0);
+}
+
+#endif
+
 const testhugepages_test testhugepages_other_tests[] = {
     {"other_scan", test_other_scan},
+    {"other_lock", test_other_lock},
     {"other_refusals", test_other_refusals},
     {"other_plain", test_other_plain},
     {"other_plain_too_large", test_other_plain_too_large},

@@ -14,6 +14,7 @@
 // --- the fake OS layer -----------------------------------------------------
 
 typedef enum {
+    CALL_WATCH,
     CALL_SCAN,
     CALL_ENABLE,
     CALL_EXPLICIT,
@@ -24,7 +25,8 @@ typedef enum {
 } call_kind;
 
 static const char *const call_names[CALL_KINDS] = {
-    "scan", "enable_explicit", "map_explicit", "map_thp", "map_plain", "unmap"
+    "watch_fork", "scan", "enable_explicit", "map_explicit", "map_thp",
+    "map_plain", "unmap"
 };
 
 typedef struct {
@@ -34,19 +36,27 @@ typedef struct {
     hugepages_result answer;
 } call;
 
-/* The start of a mapping, which is all that there is of it in memory: arena.c
-   has no business behind it. */
+/* The start of a mapping, which is all that there is in memory of an arena or
+   what is larger: arena.c has no business behind it.  The table of explicit
+   arenas is small, and whole. */
 #define FAKE_MEMORY_SIZE 256
 
 typedef struct {
     void *address;
     size_t size;
+    /* Of a mapping: the call that made it, and whether it was seen in the
+       table of explicit arenas. */
+    call_kind kind;
+    int in_table;
 } block;
 
 #define MAX_BLOCKS 4096
 #define MAX_CALLS 16
 
+/* All of it is guarded by the lock of the layer, under which every call must
+   be made but watch_fork. */
 static struct {
+    int locked;
     /* What the next calls answer. */
     hugepages_system system;
     hugepages_result answers[CALL_KINDS];
@@ -65,6 +75,7 @@ static struct {
 
     block mappings[MAX_BLOCKS];
     int mapping_count;
+    int explicit_count;
 } fake;
 
 /* What the contract allows a call to answer. */
@@ -74,7 +85,7 @@ possible_answer(call_kind kind, hugepages_result answer)
     if (answer == HUGEPAGES_OK || kind == CALL_SCAN) {
         return HUGEPAGES_OK;
     }
-    if (kind == CALL_ENABLE) {
+    if (kind == CALL_WATCH || kind == CALL_ENABLE) {
         return HUGEPAGES_NEVER;
     }
     if (kind == CALL_PLAIN || kind == CALL_UNMAP) {
@@ -92,14 +103,35 @@ random_answer(call_kind kind)
         return number < 1 ? HUGEPAGES_NEVER
                : number < 40 ? HUGEPAGES_BUSY : HUGEPAGES_OK;
     }
+    if (kind == CALL_WATCH) {
+        return number < 1 ? HUGEPAGES_NEVER : HUGEPAGES_OK;
+    }
     return possible_answer(kind,
                            number < 20 ? HUGEPAGES_BUSY : HUGEPAGES_OK);
 }
 
-/* Choose the answer and count the call.  The caller holds the lock. */
+static void
+hugepages_os_lock(void)
+{
+    test_lock();
+    fake.locked = 1;
+}
+
+static void
+hugepages_os_unlock(void)
+{
+    CHECK(fake.locked);
+    fake.locked = 0;
+    test_unlock();
+}
+
+/* Choose the answer and count the call. */
 static hugepages_result
 fake_answer(call_kind kind)
 {
+    if (!fake.locked) {
+        FAIL("%s called without the lock", call_names[kind]);
+    }
     hugepages_result answer = possible_answer(kind, fake.answers[kind]);
     if (fake.random_state != 0) {
         answer = random_answer(kind);
@@ -112,7 +144,6 @@ fake_answer(call_kind kind)
     return answer;
 }
 
-/* The caller holds the lock. */
 static void
 fake_log(call_kind kind, size_t size, void *address, hugepages_result answer)
 {
@@ -121,22 +152,31 @@ fake_log(call_kind kind, size_t size, void *address, hugepages_result answer)
     }
 }
 
+static hugepages_result
+hugepages_os_watch_fork(int *os_error)
+{
+    hugepages_os_lock();
+    hugepages_result answer = fake_answer(CALL_WATCH);
+    fake_log(CALL_WATCH, 0, NULL, answer);
+    hugepages_os_unlock();
+    if (answer != HUGEPAGES_OK) {
+        *os_error = 1;
+    }
+    return answer;
+}
+
 static void
 hugepages_os_scan(hugepages_system *system)
 {
-    test_lock();
     fake_log(CALL_SCAN, 0, NULL, fake_answer(CALL_SCAN));
     *system = fake.system;
-    test_unlock();
 }
 
 static hugepages_result
 hugepages_os_enable_explicit(int *os_error)
 {
-    test_lock();
     hugepages_result answer = fake_answer(CALL_ENABLE);
     fake_log(CALL_ENABLE, 0, NULL, answer);
-    test_unlock();
     if (answer != HUGEPAGES_OK) {
         *os_error = 1;
     }
@@ -146,7 +186,6 @@ hugepages_os_enable_explicit(int *os_error)
 static hugepages_result
 fake_map(call_kind kind, size_t size, void **address, int *os_error)
 {
-    test_lock();
     hugepages_result answer = fake_answer(kind);
     void *memory = NULL;
     if (answer == HUGEPAGES_OK && fake.mapping_count == MAX_BLOCKS) {
@@ -155,19 +194,20 @@ fake_map(call_kind kind, size_t size, void **address, int *os_error)
         answer = HUGEPAGES_BUSY;
     }
     if (answer == HUGEPAGES_OK) {
-        memory = malloc(FAKE_MEMORY_SIZE);
+        int whole = size > FAKE_MEMORY_SIZE && size < ARENA_SIZE;
+        memory = malloc(whole ? size : FAKE_MEMORY_SIZE);
         if (memory == NULL) {
             fprintf(stderr, "out of memory\n");
             exit(1);
         }
-        fake.mappings[fake.mapping_count++] = (block){memory, size};
+        fake.mappings[fake.mapping_count++] = (block){memory, size, kind, 0};
+        fake.explicit_count += (kind == CALL_EXPLICIT);
         *address = memory;
     }
     else {
         *os_error = 1;
     }
     fake_log(kind, size, memory, answer);
-    test_unlock();
     return answer;
 }
 
@@ -203,7 +243,6 @@ find_block(const block *blocks, int count, const void *address)
 static hugepages_result
 hugepages_os_unmap(void *address, size_t size, int *os_error)
 {
-    test_lock();
     hugepages_result answer = fake_answer(CALL_UNMAP);
     fake_log(CALL_UNMAP, size, address, answer);
     int index = find_block(fake.mappings, fake.mapping_count, address);
@@ -218,9 +257,9 @@ hugepages_os_unmap(void *address, size_t size, int *os_error)
     }
     else if (answer == HUGEPAGES_OK) {
         free(address);
+        fake.explicit_count -= (fake.mappings[index].kind == CALL_EXPLICIT);
         fake.mappings[index] = fake.mappings[--fake.mapping_count];
     }
-    test_unlock();
     if (answer != HUGEPAGES_OK) {
         *os_error = 1;
     }
@@ -238,6 +277,10 @@ static struct {
     int held_count;
     block strays[MAX_BLOCKS];
     int stray_count;
+    /* The table of explicit arenas, once there is one, and how often one was
+       asked for. */
+    block table;
+    int table_requests;
     /* Index of the first call of the log that is not accounted for. */
     int next_call;
 } model;
@@ -282,17 +325,43 @@ expect_call(call_kind kind, size_t size)
     return made;
 }
 
+/* The table must hold what is mapped on explicit pages, each once, and nothing
+   else. */
+static void
+check_table(void)
+{
+    CHECK_EQUAL(hugepages_state.explicit_count, fake.explicit_count);
+    CHECK(hugepages_state.explicit_count * sizeof(void *) <= model.table.size);
+    for (int i = 0; i < fake.mapping_count; i++) {
+        fake.mappings[i].in_table = 0;
+    }
+    for (size_t i = 0; i < hugepages_state.explicit_count; i++) {
+        int index = find_block(fake.mappings, fake.mapping_count,
+                               hugepages_state.explicit_arenas[i]);
+        if (index < 0 || fake.mappings[index].kind != CALL_EXPLICIT
+            || fake.mappings[index].in_table)
+        {
+            FAIL("entry %d of the table of explicit arenas is wrong", (int)i);
+            return;
+        }
+        fake.mappings[index].in_table = 1;
+    }
+}
+
 static void
 end_operation(void)
 {
+    CHECK(!fake.locked);
     if (model.next_call != fake.logged_calls) {
         FAIL("unexpected call of %s",
              call_names[fake.calls[model.next_call].kind]);
     }
-    if (fake.mapping_count != model.held_count + model.stray_count) {
-        FAIL("%d mappings, but %d are in use and %d are strays",
-             fake.mapping_count, model.held_count, model.stray_count);
+    int tables = model.table.address != NULL;
+    if (fake.mapping_count != model.held_count + model.stray_count + tables) {
+        FAIL("%d mappings, but %d are in use, %d are tables, and %d are strays",
+             fake.mapping_count, model.held_count, tables, model.stray_count);
     }
+    check_table();
 }
 
 static void
@@ -301,6 +370,9 @@ set_tiers(int tiers)
     begin_operation();
     policy_set_huge_pages(tiers);
 
+    if (expect_call(CALL_WATCH, 0)->answer != HUGEPAGES_OK) {
+        model.refused |= PYMALLOC_HUGEPAGES_HUGETLB;
+    }
     model.allowed = tiers;
     if (tiers != PYMALLOC_HUGEPAGES_OFF && !model.scanned) {
         (void)expect_call(CALL_SCAN, 0);
@@ -327,10 +399,46 @@ set_tiers(int tiers)
     end_operation();
 }
 
-/* The calls that a request must lead to.  Return the address that the last of
-   them answered, NULL if it failed. */
+/* The calls that must make room in the table for one more arena.  explicit_count
+   is the number of those that are in it.  Return 0, or -1 if it is full. */
+static int
+expect_room_in_table(int explicit_count)
+{
+    size_t old_size = model.table.size;
+    if ((size_t)explicit_count * sizeof(void *) < old_size) {
+        return 0;
+    }
+    size_t new_size = old_size != 0 ? 2 * old_size
+                                    : fake.system.base_page_size;
+    model.table_requests++;
+    const call *made = expect_call(CALL_PLAIN, new_size);
+    if (made->answer != HUGEPAGES_OK) {
+        return -1;
+    }
+    block old_table = model.table;
+    model.table = (block){made->address, new_size, CALL_PLAIN, 0};
+    if (old_size != 0) {
+        made = expect_call(CALL_UNMAP, old_size);
+        CHECK(made->address == old_table.address);
+        if (made->answer != HUGEPAGES_OK) {
+            model.strays[model.stray_count++] = old_table;
+        }
+    }
+    return 0;
+}
+
+/* How often plain memory was asked for, other than for the table. */
+static int
+plain_requests(void)
+{
+    return fake.counts[CALL_PLAIN] - model.table_requests;
+}
+
+/* The calls that a request must lead to, when so many arenas are on explicit
+   pages before.  Return the address that the last of them answered, NULL if it
+   failed. */
 static void *
-expect_mapping(size_t size)
+expect_mapping(size_t size, int explicit_count)
 {
     static const struct {
         int tier;
@@ -341,7 +449,9 @@ expect_mapping(size_t size)
     };
     for (int i = 0; i < 2; i++) {
         if (size == ARENA_SIZE
-            && (model.allowed & ~model.refused & tiers[i].tier))
+            && (model.allowed & ~model.refused & tiers[i].tier)
+            && (tiers[i].kind != CALL_EXPLICIT
+                || expect_room_in_table(explicit_count) == 0))
         {
             const call *made = expect_call(tiers[i].kind, size);
             if (made->answer == HUGEPAGES_OK) {
@@ -394,6 +504,7 @@ static void *
 alloc_block(size_t size)
 {
     begin_operation();
+    int explicit_count = fake.explicit_count;
     void *address = hugepages_alloc(size);
     if (count_strays(size) > 0) {
         int index = find_block(model.strays, model.stray_count, address);
@@ -405,13 +516,15 @@ alloc_block(size_t size)
         }
     }
     else {
-        CHECK(address == expect_mapping(size));
+        CHECK(address == expect_mapping(size, explicit_count));
     }
     if (address != NULL) {
         if (find_block(model.held, model.held_count, address) >= 0) {
             FAIL("a block in use was given out again");
         }
-        model.held[model.held_count++] = (block){address, size};
+        model.held[model.held_count++] = (block){
+            address, size, CALL_KINDS, 0
+        };
         fill_block(address);
     }
     end_operation();
@@ -440,7 +553,8 @@ free_block(void *address)
     end_operation();
 }
 
-/* Free everything; then no mapping may be left, neither a stray. */
+/* Free everything; then no mapping may be left but the table, neither a
+   stray. */
 static void
 end_test(void)
 {
@@ -455,7 +569,8 @@ end_test(void)
     while (model.held_count > 0 && !test_failed()) {
         free_block(model.held[0].address);
     }
-    CHECK_EQUAL(fake.mapping_count, 0);
+    CHECK_EQUAL(fake.mapping_count, model.table.address != NULL);
+    CHECK_EQUAL(hugepages_state.explicit_count, 0);
     CHECK(fake.counts[CALL_SCAN] <= 1);
     CHECK(fake.counts[CALL_ENABLE] <= 1);
     for (int i = 0; i < fake.mapping_count; i++) {
@@ -480,10 +595,11 @@ test_off(void)
 {
     begin_test();
     set_tiers(PYMALLOC_HUGEPAGES_OFF);
-    CHECK_EQUAL(fake.number_of_calls, 0);
-    (void)alloc_block(ARENA_SIZE);
     CHECK_EQUAL(fake.number_of_calls, 1);
-    CHECK_EQUAL(fake.counts[CALL_PLAIN], 1);
+    CHECK_EQUAL(fake.counts[CALL_WATCH], 1);
+    (void)alloc_block(ARENA_SIZE);
+    CHECK_EQUAL(fake.number_of_calls, 2);
+    CHECK_EQUAL(plain_requests(), 1);
     end_test();
 }
 
@@ -497,7 +613,7 @@ test_hugetlb(void)
     CHECK_EQUAL(fake.counts[CALL_ENABLE], 1);
     CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 1);
     CHECK_EQUAL(fake.counts[CALL_THP], 0);
-    CHECK_EQUAL(fake.counts[CALL_PLAIN], 1);
+    CHECK_EQUAL(plain_requests(), 1);
     end_test();
 }
 
@@ -511,7 +627,7 @@ test_thp(void)
     CHECK_EQUAL(fake.counts[CALL_ENABLE], 0);
     CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 0);
     CHECK_EQUAL(fake.counts[CALL_THP], 1);
-    CHECK_EQUAL(fake.counts[CALL_PLAIN], 1);
+    CHECK_EQUAL(plain_requests(), 1);
     end_test();
 }
 
@@ -523,12 +639,12 @@ test_on(void)
     (void)alloc_block(ARENA_SIZE);
     CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 1);
     CHECK_EQUAL(fake.counts[CALL_THP], 0);
-    CHECK_EQUAL(fake.counts[CALL_PLAIN], 0);
+    CHECK_EQUAL(plain_requests(), 0);
     fake.answers[CALL_EXPLICIT] = HUGEPAGES_BUSY;
     (void)alloc_block(ARENA_SIZE);
     CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 2);
     CHECK_EQUAL(fake.counts[CALL_THP], 1);
-    CHECK_EQUAL(fake.counts[CALL_PLAIN], 0);
+    CHECK_EQUAL(plain_requests(), 0);
     end_test();
 }
 
@@ -548,7 +664,7 @@ test_switch_again(void)
     }
     CHECK_EQUAL(fake.counts[CALL_SCAN], 1);
     CHECK_EQUAL(fake.counts[CALL_ENABLE], 1);
-    CHECK_EQUAL(fake.counts[CALL_PLAIN], 2);
+    CHECK_EQUAL(plain_requests(), 2);
     CHECK_EQUAL(fake.counts[CALL_THP], 1);
     CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 3);
     end_test();
@@ -572,7 +688,7 @@ test_other_sizes(void)
     }
     CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 0);
     CHECK_EQUAL(fake.counts[CALL_THP], 0);
-    CHECK_EQUAL(fake.counts[CALL_PLAIN], count);
+    CHECK_EQUAL(plain_requests(), count);
     end_test();
 }
 
@@ -613,7 +729,7 @@ test_never_is_not_asked_again(void)
     }
     CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 1);
     CHECK_EQUAL(fake.counts[CALL_THP], 1);
-    CHECK_EQUAL(fake.counts[CALL_PLAIN], 5);
+    CHECK_EQUAL(plain_requests(), 5);
     end_test();
 }
 
@@ -633,7 +749,7 @@ test_busy_is_asked_again(void)
     (void)alloc_block(ARENA_SIZE);
     fake.answers[CALL_EXPLICIT] = HUGEPAGES_OK;
     (void)alloc_block(ARENA_SIZE);
-    CHECK_EQUAL(fake.counts[CALL_PLAIN], 5);
+    CHECK_EQUAL(plain_requests(), 5);
     CHECK_EQUAL(fake.counts[CALL_THP], 6);
     CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 7);
     end_test();
@@ -651,7 +767,24 @@ test_enable_refused(void)
     CHECK_EQUAL(fake.counts[CALL_ENABLE], 1);
     CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 0);
     CHECK_EQUAL(fake.counts[CALL_THP], 1);
-    CHECK_EQUAL(fake.counts[CALL_PLAIN], 1);
+    CHECK_EQUAL(plain_requests(), 1);
+    end_test();
+}
+
+/* Without it, a fork would end in SIGBUS. */
+static void
+test_watch_fork_refused(void)
+{
+    begin_test();
+    fake.answers[CALL_WATCH] = HUGEPAGES_NEVER;
+    set_tiers(PYMALLOC_HUGEPAGES_ON);
+    (void)alloc_block(ARENA_SIZE);
+    set_tiers(PYMALLOC_HUGEPAGES_HUGETLB);
+    (void)alloc_block(ARENA_SIZE);
+    CHECK_EQUAL(fake.counts[CALL_ENABLE], 0);
+    CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 0);
+    CHECK_EQUAL(fake.counts[CALL_THP], 1);
+    CHECK_EQUAL(plain_requests(), 1);
     end_test();
 }
 
@@ -777,6 +910,95 @@ test_many_strays(void)
     end_test();
 }
 
+// --- tests: the table of explicit arenas -----------------------------------
+
+#define FIRST_TABLE_ENTRIES 8
+
+static void
+begin_table_test(void)
+{
+    begin_test();
+    fake.system.base_page_size = FIRST_TABLE_ENTRIES * sizeof(void *);
+    set_tiers(PYMALLOC_HUGEPAGES_ON);
+}
+
+/* Whatever the order in which arenas come and go. */
+static void
+test_table_grows(void)
+{
+    enum { COUNT = 200 };
+    void *arenas[COUNT];
+    begin_table_test();
+    for (int i = 0; i < COUNT; i++) {
+        arenas[i] = alloc_block(ARENA_SIZE);
+    }
+    CHECK_EQUAL(model.table_requests, 6);
+    CHECK_EQUAL(plain_requests(), 0);
+    for (int i = 0; i < COUNT; i++) {
+        /* 7 and COUNT have no common divisor. */
+        free_block(arenas[i * 7 % COUNT]);
+    }
+    for (int i = 0; i < COUNT; i++) {
+        (void)alloc_block(ARENA_SIZE);
+    }
+    CHECK_EQUAL(model.table_requests, 6);
+    end_test();
+}
+
+/* An arena that would not be found at a fork gets other pages. */
+static void
+test_table_cannot_grow(void)
+{
+    begin_table_test();
+    for (int i = 0; i < FIRST_TABLE_ENTRIES; i++) {
+        (void)alloc_block(ARENA_SIZE);
+    }
+    CHECK_EQUAL(fake.explicit_count, FIRST_TABLE_ENTRIES);
+    fake.answers[CALL_PLAIN] = HUGEPAGES_BUSY;
+    for (int i = 0; i < 3; i++) {
+        CHECK(alloc_block(ARENA_SIZE) != NULL);
+    }
+    CHECK_EQUAL(fake.counts[CALL_EXPLICIT], FIRST_TABLE_ENTRIES);
+    CHECK_EQUAL(fake.counts[CALL_THP], 3);
+    fake.answers[CALL_PLAIN] = HUGEPAGES_OK;
+    (void)alloc_block(ARENA_SIZE);
+    CHECK_EQUAL(fake.explicit_count, FIRST_TABLE_ENTRIES + 1);
+    end_test();
+}
+
+/* The old table is a stray of a size that a block may have. */
+static void
+test_table_stray(void)
+{
+    begin_table_test();
+    fake.answers[CALL_UNMAP] = HUGEPAGES_BUSY;
+    for (int i = 0; i <= FIRST_TABLE_ENTRIES; i++) {
+        (void)alloc_block(ARENA_SIZE);
+    }
+    CHECK_EQUAL(model.stray_count, 1);
+    (void)alloc_block(FIRST_TABLE_ENTRIES * sizeof(void *));
+    CHECK_EQUAL(model.stray_count, 0);
+    end_test();
+}
+
+/* A stray on explicit pages is in the table all the time. */
+static void
+test_table_keeps_strays(void)
+{
+    begin_table_test();
+    void *first = alloc_block(ARENA_SIZE);
+    void *second = alloc_block(ARENA_SIZE);
+    fake.answers[CALL_UNMAP] = HUGEPAGES_BUSY;
+    free_block(first);
+    CHECK_EQUAL(hugepages_state.explicit_count, 2);
+    CHECK(alloc_block(ARENA_SIZE) == first);
+    CHECK_EQUAL(hugepages_state.explicit_count, 2);
+    fake.answers[CALL_UNMAP] = HUGEPAGES_OK;
+    free_block(second);
+    CHECK_EQUAL(hugepages_state.explicit_count, 1);
+    end_test();
+}
+
 // --- tests: faults ---------------------------------------------------------
 
 /* Everything that arena.c does, once.  Memory that cannot be had is not
@@ -813,6 +1035,7 @@ test_each_single_fault(void)
         int fault_at = 0, calls;
         do {
             begin_test();
+            fake.system.base_page_size = 2 * sizeof(void *);
             fake.fault_at = fault_at;
             fake.fault_answer = faults[i];
             run_scenario();
@@ -841,6 +1064,8 @@ test_random_sequences(void)
         uint32_t seed = test_seed + (uint32_t)i;
         uint32_t random_state = seed;
         begin_test();
+        /* Small, so that the table of explicit arenas grows often. */
+        fake.system.base_page_size = 64;
         fake.random_state = ~seed;
         for (int j = 0; j < operations; j++) {
             uint32_t number = test_random(&random_state);
@@ -894,7 +1119,7 @@ stress(int thread)
             size_t size = number & 0x20000 ? ARENA_SIZE : 16 * 1024;
             void *address = hugepages_alloc(size);
             if (address != NULL) {
-                held[held_count++] = (block){address, size};
+                held[held_count++] = (block){address, size, CALL_KINDS, 0};
                 memset(address, thread + 1, FAKE_MEMORY_SIZE);
             }
         }
@@ -925,9 +1150,17 @@ test_threads(void)
     test_run_threads(THREADS, stress);
     CHECK(fake.counts[CALL_SCAN] == 1);
     CHECK(fake.counts[CALL_ENABLE] <= 1);
+    if (hugepages_state.explicit_table_size > 0) {
+        model.table = (block){
+            hugepages_state.explicit_arenas,
+            hugepages_state.explicit_table_size, CALL_PLAIN, 0
+        };
+    }
 
-    /* What is still mapped was refused by unmap and must be on the list. */
-    test_note("%d strays left", fake.mapping_count);
+    /* What is still mapped, but for the table, was refused by unmap and must be
+       on the list. */
+    test_note("%d strays left",
+              fake.mapping_count - (model.table.address != NULL));
     fake.random_state = 0;
     static const size_t sizes[] = {ARENA_SIZE, 16 * 1024};
     for (int i = 0; i < 2; i++) {
@@ -939,7 +1172,9 @@ test_threads(void)
         for (int j = 0; j < count; j++) {
             void *address = hugepages_alloc(sizes[i]);
             REQUIRE(address != NULL);
-            model.held[model.held_count++] = (block){address, sizes[i]};
+            model.held[model.held_count++] = (block){
+                address, sizes[i], CALL_KINDS, 0
+            };
             fill_block(address);
         }
         CHECK_EQUAL(fake.number_of_calls, calls);
@@ -959,6 +1194,7 @@ const testhugepages_test testhugepages_policy_tests[] = {
     {"policy_never_is_not_asked_again", test_never_is_not_asked_again},
     {"policy_busy_is_asked_again", test_busy_is_asked_again},
     {"policy_enable_refused", test_enable_refused},
+    {"policy_watch_fork_refused", test_watch_fork_refused},
     {"policy_impossible", test_impossible},
     {"policy_free_null", test_free_null},
     {"policy_no_memory", test_no_memory},
@@ -966,6 +1202,10 @@ const testhugepages_test testhugepages_policy_tests[] = {
     {"policy_stray_of_another_size_is_kept",
      test_stray_of_another_size_is_kept},
     {"policy_many_strays", test_many_strays},
+    {"policy_table_grows", test_table_grows},
+    {"policy_table_cannot_grow", test_table_cannot_grow},
+    {"policy_table_stray", test_table_stray},
+    {"policy_table_keeps_strays", test_table_keeps_strays},
     {"policy_each_single_fault", test_each_single_fault},
     {"policy_random_sequences", test_random_sequences},
     {"policy_threads", test_threads},

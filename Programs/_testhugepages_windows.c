@@ -146,6 +146,9 @@ static void
 begin_test(void)
 {
     memset(&fake, 0, sizeof(fake));
+    if (hugepages_state.explicit_arenas != NULL) {
+        (void)VirtualFree(hugepages_state.explicit_arenas, 0, MEM_RELEASE);
+    }
     memset(&hugepages_state, 0, sizeof(hugepages_state));
     SetLastError(UNTOUCHED);
 }
@@ -388,6 +391,32 @@ test_unmap_refused(void)
                 HUGEPAGES_OK);
 }
 
+static int counter;
+
+/* Without the lock, some of the additions would be lost. */
+static void
+count_up(int Py_UNUSED(thread))
+{
+    for (int i = 0; i < 100000; i++) {
+        hugepages_os_lock();
+        counter++;
+        hugepages_os_unlock();
+    }
+}
+
+static void
+test_lock_excludes(void)
+{
+    int os_error = 0;
+    begin_test();
+    CHECK_EQUAL(hugepages_os_watch_fork(&os_error), HUGEPAGES_OK);
+    CHECK_EQUAL(os_error, 0);
+    CHECK_EQUAL(GetLastError(), UNTOUCHED);
+    counter = 0;
+    test_run_threads(4, count_up);
+    CHECK_EQUAL(counter, 4 * 100000);
+}
+
 // --- tests of arena.c over os_windows.c ------------------------------------
 
 /* Whatever the system says to large pages, there is memory. */
@@ -485,6 +514,7 @@ const testhugepages_test testhugepages_windows_tests[] = {
     {"windows_plain", test_plain},
     {"windows_plain_fails", test_plain_fails},
     {"windows_unmap_refused", test_unmap_refused},
+    {"windows_lock", test_lock_excludes},
     {"windows_arenas_real", test_arenas_real},
     {"windows_arenas_granted", test_arenas_granted},
     {"windows_arenas_privilege_not_held", test_arenas_privilege_not_held},

@@ -4,12 +4,13 @@
 
        obmalloc.c         knows arenas; asks _PyMem_ArenaAlloc/_PyMem_ArenaFree
        arena.c            policy: which pages a request gets; no system call
+       fork.c             policy: what a forked process does with its arenas
        os_linux.c         mechanism, one file per system: the system calls;
        os_windows.c       no decision
        os_other.c
 
-   static.c includes arena.c and the one OS file that fits the target, and is
-   itself included by obmalloc.c, so the whole room is one translation unit
+   static.c includes the policy and the one OS file that fits the target, and
+   is itself included by obmalloc.c, so the whole room is one translation unit
    with no exported symbol but those of pycore_hugepages.h.  The C tests
    (Programs/_testhugepages.c) put a fake system in place of the OS file.
 
@@ -33,7 +34,10 @@
    - A call that fails has changed nothing: what it mapped on the way is
      unmapped again, and no signal is raised, now or at the first access.
    - Any thread may call at any time.  No function needs a thread state, and
-     none calls back into Python. */
+     none calls back into Python.
+
+   What a system needs whose explicit pages do not outlive a fork() by
+   themselves is in fork.h. */
 
 #ifndef Py_HUGEPAGES_H
 #define Py_HUGEPAGES_H
@@ -71,6 +75,19 @@ typedef struct {
 /* Find out what the system offers.  Never fails: what cannot be found out is
    filled with the value that lets the first request decide. */
 static void hugepages_os_scan(hugepages_system *system);
+
+/* Take and give back the one lock of this process that guards the state of
+   arena.c.  It does not nest. */
+static void hugepages_os_lock(void);
+static void hugepages_os_unlock(void);
+
+/* See to it that a fork() waits for the lock, that the child finds it free, and
+   that explicit pages outlive the fork (see fork.h).  Called without the lock,
+   before anything is mapped on explicit pages; a second call does nothing.
+
+   Return HUGEPAGES_OK, or HUGEPAGES_NEVER with *os_error set; then explicit
+   pages must not be used. */
+static hugepages_result hugepages_os_watch_fork(int *os_error);
 
 /* Do what must be done once per process before explicit pages may be asked
    for: enable SeLockMemoryPrivilege in the process token on Windows, nothing

@@ -6,6 +6,7 @@
 
 #include <errno.h>                // errno
 #include <fcntl.h>                // open()
+#include <pthread.h>              // pthread_mutex_lock()
 #include <stdint.h>               // uintptr_t
 #include <stdlib.h>               // strtoll()
 #include <string.h>               // memset()
@@ -98,18 +99,33 @@ hugepages_os_scan(hugepages_system *system)
     errno = saved_errno;
 }
 
+/* A fork() takes it before and frees it after, in both processes. */
+static pthread_mutex_t hugepages_linux_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+hugepages_os_lock(void)
+{
+    (void)pthread_mutex_lock(&hugepages_linux_lock);
+}
+
+static void
+hugepages_os_unlock(void)
+{
+    (void)pthread_mutex_unlock(&hugepages_linux_lock);
+}
+
 static hugepages_result
 hugepages_os_enable_explicit(int *Py_UNUSED(os_error))
 {
     return HUGEPAGES_OK;
 }
 
-/* mmap() private anonymous memory and set *address.  Return 0 or an error
-   number. */
+/* mmap() private anonymous memory, at the address where if flags have
+   MAP_FIXED, and set *address.  Return 0 or an error number. */
 static int
-hugepages_linux_mmap(size_t size, int flags, void **address)
+hugepages_linux_mmap(void *where, size_t size, int flags, void **address)
 {
-    void *mapping = mmap(NULL, size, PROT_READ | PROT_WRITE,
+    void *mapping = mmap(where, size, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
     if (mapping == MAP_FAILED) {
         return errno;
@@ -144,8 +160,11 @@ hugepages_linux_prove(void *address, size_t size)
     return 0;
 }
 
+/* Map hugetlb pages, in the place of what is at the address where, or anywhere
+   if that is NULL. */
 static hugepages_result
-hugepages_os_map_explicit(size_t size, void **address, int *os_error)
+hugepages_linux_map_explicit(void *where, size_t size, void **address,
+                             int *os_error)
 {
 #ifdef MAP_HUGETLB
     int saved_errno = errno;
@@ -157,8 +176,11 @@ hugepages_os_map_explicit(size_t size, void **address, int *os_error)
         log2_size++;
     }
     int flags = (int)((unsigned int)MAP_HUGETLB | log2_size << MAP_HUGE_SHIFT);
+    if (where != NULL) {
+        flags |= MAP_FIXED;
+    }
     hugepages_result result = HUGEPAGES_OK;
-    *os_error = hugepages_linux_mmap(size, flags, address);
+    *os_error = hugepages_linux_mmap(where, size, flags, address);
     if (*os_error != 0) {
         result = hugepages_linux_result(*os_error);
     }
@@ -174,13 +196,22 @@ hugepages_os_map_explicit(size_t size, void **address, int *os_error)
     errno = saved_errno;
     return result;
 #else
+    (void)where;
+    (void)size;
+    (void)address;
     *os_error = ENOSYS;
     return HUGEPAGES_NEVER;
 #endif
 }
 
-/* Map memory aligned to its size, a power of two, and set *address.  Return 0
-   or an error number.
+static hugepages_result
+hugepages_os_map_explicit(size_t size, void **address, int *os_error)
+{
+    return hugepages_linux_map_explicit(NULL, size, address, os_error);
+}
+
+/* Map memory aligned to its size, a power of two, and set *address, to NULL if
+   that fails.  Return 0 or an error number.
 
    Since Linux 6.7 the kernel aligns a mapping of this size by itself.  Before,
    the first arena takes the detour over a mapping that is large enough to hold
@@ -194,7 +225,8 @@ static int
 hugepages_linux_mmap_aligned(size_t size, void **address)
 {
     void *mapping = NULL;
-    int error = hugepages_linux_mmap(size, 0, &mapping);
+    *address = NULL;
+    int error = hugepages_linux_mmap(NULL, size, 0, &mapping);
     if (error != 0) {
         return error;
     }
@@ -205,7 +237,7 @@ hugepages_linux_mmap_aligned(size_t size, void **address)
     (void)munmap(mapping, size);
 
     size_t slack = size - (size_t)sysconf(_SC_PAGESIZE);
-    error = hugepages_linux_mmap(size + slack, 0, &mapping);
+    error = hugepages_linux_mmap(NULL, size + slack, 0, &mapping);
     if (error != 0) {
         return error;
     }
@@ -253,7 +285,7 @@ hugepages_os_map_thp(size_t size, void **address, int *os_error)
 static hugepages_result
 hugepages_os_map_plain(size_t size, void **address, int *os_error)
 {
-    *os_error = hugepages_linux_mmap(size, 0, address);
+    *os_error = hugepages_linux_mmap(NULL, size, 0, address);
     return *os_error == 0 ? HUGEPAGES_OK : HUGEPAGES_BUSY;
 }
 

@@ -6,6 +6,7 @@
 #include <errno.h>                // errno, ENOSYS
 
 #ifdef ARENAS_USE_MMAP
+#  include <pthread.h>            // pthread_atfork()
 #  include <sys/mman.h>           // mmap()
 #  include <unistd.h>             // sysconf()
 #else
@@ -26,6 +27,59 @@ hugepages_os_scan(hugepages_system *system)
     system->thp_size = 0;
     system->thp_disabled = 0;
 }
+
+#ifdef ARENAS_USE_MMAP
+
+static pthread_mutex_t hugepages_other_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+hugepages_os_lock(void)
+{
+    (void)pthread_mutex_lock(&hugepages_other_lock);
+}
+
+static void
+hugepages_os_unlock(void)
+{
+    (void)pthread_mutex_unlock(&hugepages_other_lock);
+}
+
+static hugepages_result
+hugepages_os_watch_fork(int *os_error)
+{
+    static int watching = 0;
+    if (!watching) {
+        *os_error = pthread_atfork(hugepages_os_lock, hugepages_os_unlock,
+                                   hugepages_os_unlock);
+        if (*os_error != 0) {
+            return HUGEPAGES_NEVER;
+        }
+        watching = 1;
+    }
+    return HUGEPAGES_OK;
+}
+
+#else
+
+/* Nothing changes after the start: free() does not fail, so there are no
+   strays, nor are there explicit pages. */
+static void
+hugepages_os_lock(void)
+{
+}
+
+static void
+hugepages_os_unlock(void)
+{
+}
+
+static hugepages_result
+hugepages_os_watch_fork(int *Py_UNUSED(os_error))
+{
+    return HUGEPAGES_OK;
+}
+
+#endif  // !ARENAS_USE_MMAP
 
 static hugepages_result
 hugepages_os_enable_explicit(int *os_error)

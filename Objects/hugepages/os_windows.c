@@ -41,6 +41,27 @@ hugepages_os_scan(hugepages_system *system)
     system->thp_disabled = 0;
 }
 
+static SRWLOCK hugepages_windows_lock = SRWLOCK_INIT;
+
+static void
+hugepages_os_lock(void)
+{
+    AcquireSRWLockExclusive(&hugepages_windows_lock);
+}
+
+static void
+hugepages_os_unlock(void)
+{
+    ReleaseSRWLockExclusive(&hugepages_windows_lock);
+}
+
+/* Windows has no fork(). */
+static hugepages_result
+hugepages_os_watch_fork(int *Py_UNUSED(os_error))
+{
+    return HUGEPAGES_OK;
+}
+
 /* Enable SeLockMemoryPrivilege in the process token.  Return the error
    number, ERROR_SUCCESS if there is none. */
 static DWORD

@@ -8,7 +8,9 @@
 #if defined(MS_WINDOWS)
 #  include "os_windows.c"
 #elif defined(__linux__)
+#  include "fork.c"
 #  include "os_linux.c"
+#  include "os_linux_fork.c"
 #else
 #  include "os_other.c"
 #endif

@@ -9,57 +9,20 @@
 
 set -u
 
-if [ $# -ne 2 ]; then
-    echo "usage: ctests.sh CPYTHON_SOURCE OUTPUT_DIR" >&2
-    exit 2
-fi
-root=$(cd "$(dirname "$0")/../.." && pwd) || exit 2
-cpython=$1
-if [ ! -f "$cpython/Include/cpython/pyatomic.h" ]; then
-    echo "ctests: $cpython is not the source of CPython 3.13:" \
-         "it has no Include/cpython/pyatomic.h" >&2
-    exit 2
-fi
-mkdir -p "$2" && output=$(cd "$2" && pwd) || exit 2
+# shellcheck source=build-aux/test/ctests-common.sh
+. "$(dirname "$0")/ctests-common.sh"
+begin "$0" "$@"
 
-# Name every tool that is missing, not only the first.
-missing=0
-require() {
-    if ! command -v "$1" >/dev/null; then
-        echo "ctests: $1 is missing; install it with: apt-get install $2" >&2
-        missing=1
-    fi
-}
 require gcc gcc
 require clang clang
 require x86_64-w64-mingw32-gcc gcc-mingw-w64-x86-64
 require wine wine
-if [ $missing -ne 0 ]; then
-    exit 2
+all_required
+
+as_root=no
+if [ "$(id -u)" -eq 0 ]; then
+    as_root=yes
 fi
-
-failed=0
-
-# compile NAME LAYER COMPILER [FLAG...]: make OUTPUT_DIR/NAME of the tests of
-# that OS layer.
-compile() {
-    name=$1
-    layer=$2
-    shift 2
-    if ! "$@" -std=c11 -Wall -Wextra -Wconversion -Werror -g \
-        -I"$root/Include" -isystem "$cpython/Include" \
-        "$root/Programs/_testhugepages.c" \
-        "$root/Programs/_testhugepages_policy.c" \
-        "$root/Programs/_testhugepages_other.c" \
-        "$root/Programs/_testhugepages_$layer.c" \
-        -o "$output/$name" >"$output/$name.log" 2>&1
-    then
-        cat "$output/$name.log"
-        echo "$name: cannot be compiled"
-        failed=1
-        return 1
-    fi
-}
 
 # run NAME COMMAND...: run the tests, and tell what came of them.
 run() {
@@ -67,25 +30,7 @@ run() {
     shift
     # Far more than they need: a test that hangs is a test that fails.
     timeout 600 "$@" >"$output/$name.log" 2>&1
-    status=$?
-    result=$(tr -d '\r' <"$output/$name.log" | tail -n 1)
-    if [ $status -ne 0 ]; then
-        cat "$output/$name.log"
-        echo "$name: FAILED with exit status $status: $result"
-        failed=1
-        return
-    fi
-    grep '\.\.\. .*skipped: ' "$output/$name.log"
-    echo "$name: $result"
-    case $result in
-    *" 0 skipped") ;;
-    *)
-        if [ "$(id -u)" -eq 0 ]; then
-            echo "$name: FAILED: as root no test may be skipped"
-            failed=1
-        fi
-        ;;
-    esac
+    tell "$name" "$output/$name.log" $? $as_root
 }
 
 # The sanitizers of older compilers cannot live with the address-space
@@ -121,4 +66,4 @@ export WINEPREFIX WINEDLLOVERRIDES WINEDEBUG
 compile mingw.exe windows x86_64-w64-mingw32-gcc -O2 -static \
     && run mingw.exe wine "$output/mingw.exe"
 
-exit $failed
+exit "$failed"
