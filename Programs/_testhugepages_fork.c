@@ -1271,33 +1271,29 @@ test_no_mremap(void)
     end_test();
 }
 
-/* Shared memory of this process that is in memory, in KiB. */
-static long
-read_shared_kib(void)
-{
-    static char status[8192];
-    const char *line = NULL;
-    if (read_file("/proc/self/status", status, sizeof(status)) == 0) {
-        line = strstr(status, "RssShmem:");
-    }
-    return line == NULL ? -1 : strtol(line + strlen("RssShmem:"), NULL, 10);
-}
-
 /* Room for the copies of all arenas must not be in memory before it is
    needed. */
 static void
 map_shared_locked(void)
 {
+    enum { ARENAS = 4, MAX_PAGES = ARENAS * 512 };
+    unsigned char in_memory[MAX_PAGES];
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
     void *shared = NULL;
     int os_error = 0;
-    long kib = read_shared_kib();
+    REQUIRE(page * MAX_PAGES >= ARENAS * ARENA_SIZE);
     REQUIRE(mlockall(MCL_FUTURE) == 0);
-    REQUIRE(hugepages_os_map_shared(4 * ARENA_SIZE, &shared, &os_error)
+    REQUIRE(hugepages_os_map_shared(ARENAS * ARENA_SIZE, &shared, &os_error)
             == HUGEPAGES_OK);
     REQUIRE(hugepages_os_open_shared((char *)shared + ARENA_SIZE, ARENA_SIZE,
                                      &os_error) == HUGEPAGES_OK);
     memset((char *)shared + ARENA_SIZE, 1, ARENA_SIZE);
-    CHECK_EQUAL(read_shared_kib(), kib + (long)ARENA_SIZE / 1024);
+    REQUIRE(mincore(shared, ARENAS * ARENA_SIZE, in_memory) == 0);
+    size_t count = 0;
+    for (size_t i = 0; i < ARENAS * ARENA_SIZE / page; i++) {
+        count += in_memory[i] & 1;
+    }
+    CHECK_EQUAL(count * page, ARENA_SIZE);
 }
 
 static void

@@ -125,11 +125,13 @@ static struct {
 
 #define SHARED_UNTOUCHED 0xA5
 
+/* What an arena has in each byte: other than any other arena, and than memory
+   that is zeroed, scribbled on (0xDE) or untouched. */
 static unsigned char
-pattern(const unsigned char *address)
+pattern(const unsigned char *arena, size_t index)
 {
-    return (unsigned char)(((uintptr_t)address >> 5 ^ (uintptr_t)address >> 13)
-                           | 1);
+    uintptr_t number = (uintptr_t)arena >> 4;
+    return (unsigned char)(1 + (index % 2 == 0 ? number : number / 127) % 127);
 }
 
 static hugepages_result
@@ -526,7 +528,7 @@ hugepages_os_rescue(void *target, const void *source, size_t size)
     }
     else {
         memcpy(fake.taken, source, size);
-        memset(arena->address, 0xDE, size);
+        memset((void *)(uintptr_t)source, 0xDE, size);
         fake.slept = 0;
         fake.exit_reason = "the parent has taken one back";
     }
@@ -611,7 +613,7 @@ static void
 check_content(const mapping *held)
 {
     for (size_t i = 0; i < held->size; i++) {
-        if (held->address[i] != pattern(held->address)) {
+        if (held->address[i] != pattern(held->address, i)) {
             FAIL("byte %d of an arena is %d", (int)i, held->address[i]);
             return;
         }
@@ -676,7 +678,9 @@ alloc_arena(void)
         mapping *mapped = require_mapping(arena, ARENA_SIZE, "alloc");
         CHECK(!mapped->held);
         mapped->held = 1;
-        memset(arena, pattern(arena), ARENA_SIZE);
+        for (size_t i = 0; i < ARENA_SIZE; i++) {
+            arena[i] = pattern(arena, i);
+        }
     }
     return arena;
 }

@@ -358,7 +358,7 @@ end_operation(void)
     }
     int tables = model.table.address != NULL;
     if (fake.mapping_count != model.held_count + model.stray_count + tables) {
-        FAIL("%d mappings, but %d are in use, %d are tables, and %d are strays",
+        FAIL("%d mappings, but %d in use, %d tables, and %d strays",
              fake.mapping_count, model.held_count, tables, model.stray_count);
     }
     check_table();
@@ -399,8 +399,8 @@ set_tiers(int tiers)
     end_operation();
 }
 
-/* The calls that must make room in the table for one more arena.  explicit_count
-   is the number of those that are in it.  Return 0, or -1 if it is full. */
+/* The calls that must make room in the table for one more arena, when so many
+   are in it.  Return 0, or -1 if it is full. */
 static int
 expect_room_in_table(int explicit_count)
 {
@@ -1157,8 +1157,8 @@ test_threads(void)
         };
     }
 
-    /* What is still mapped, but for the table, was refused by unmap and must be
-       on the list. */
+    /* What is still mapped, but for the table, was refused by unmap and must
+       be on the list. */
     test_note("%d strays left",
               fake.mapping_count - (model.table.address != NULL));
     fake.random_state = 0;

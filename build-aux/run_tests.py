@@ -30,16 +30,19 @@ MODULES = """
     test_subprocess test_interpreters test_multiprocessing_fork
     test_tracemalloc test_cmd_line test_sysconfig
 """.split()
-OWN_MODULE = "test.test_capi.test_pymalloc_hugepages"
+OWN_MODULES = [f"test.test_capi.test_pymalloc_hugepages{part}"
+               for part in ("", "_fork", "_faults")]
 
 # Resources of the whole suite: all but what needs the Internet, a display or
 # a sound card, or gigabytes.
 ALL_RESOURCES = "all,-audio,-gui,-largefile,-network,-urlfetch"
 
-# Enough for the arenas of one test process for each processor and of the
-# children that it forks: some fork dozens, and what is written after the fork
-# needs a page of its own.
-POOL_PAGES = 1024
+# Enough for the arenas of one test process for each processor, and of some of
+# the children that it forks.
+POOL_PAGES = 256
+
+# Of the stress test, which "stress_fork.py --forks 1000" runs at length.
+STRESS_FORKS = 150
 
 # Of one test file.  The slowest takes about two minutes on an idle machine.
 TIMEOUT_SECONDS = 1200
@@ -116,22 +119,62 @@ def run_unittest(tally, name, command, **kwargs):
         tally.fail(f"{name}: {skipped} tests were skipped although run by root")
 
 
-def run_c_tests(tally, hugepages):
-    name = "C tests of Objects/hugepages"
+def run_counted(tally, name, command):
+    """Run a program that prints a line for each of its parts, and count.
+
+    The lines are "PART: N passed, N failed, N skipped" or, of a part that
+    cannot be run here, "PART: skipped: REASON".
+    """
     headline(name)
-    source = (hugepages / "configured-as").read_text().partition("\n")[0]
-    status, lines = run([str(BUILD_AUX / "test" / "ctests.sh"), source,
-                         str(TOP / "build" / "ctests")])
+    status, lines = run(command)
     failed = 0
     for line in lines:
-        if match := re.fullmatch(r"\S+: (\d+) passed, (\d+) failed, (\d+) skipped",
-                                 line.strip()):
+        line = line.strip()
+        if match := re.fullmatch(r".+: (\d+) passed, (\d+) failed, (\d+) skipped",
+                                 line):
             counts = list(map(int, match.groups()))
             tally.add(*counts)
             failed += counts[1]
+        elif re.fullmatch(r"kernel \S+: skipped: .*", line):
+            notice(line)
+            tally.skipped += 1
     if failed:
         tally.failures.append(f"{name}: {failed} tests")
     elif status:
+        tally.fail(f"{name}: exit status {status}")
+
+
+def c_test_steps(tally, hugepages):
+    """The tests and the analysis of the C code by itself."""
+    source = (hugepages / "configured-as").read_text().partition("\n")[0]
+    output = TOP / "build" / "ctests"
+    scripts = BUILD_AUX / "test"
+    return [
+        lambda: run_counted(tally, "analysis of Objects/hugepages",
+                            [str(scripts / "analyze.sh"), source]),
+        lambda: run_counted(tally, "C tests of Objects/hugepages",
+                            [str(scripts / "ctests.sh"), source, str(output)]),
+        lambda: run_counted(tally, "C tests of Objects/hugepages on other kernels",
+                            [str(scripts / "kernels.sh"), source,
+                             str(output / "kernels")]),
+    ]
+
+
+def run_stress(tally, hugepages):
+    """Forks with a pool of any fullness while threads work; see its --help."""
+    name = "stress test of forks"
+    headline(name)
+    if os.geteuid() != 0:
+        notice(f"{name}: skipped: only root may change the pool")
+        tally.skipped += 1
+        return
+    status, lines = run([str(hugepages / "python"),
+                         str(TOP / "Tools" / "pymalloc_hugepages"
+                             / "stress_fork.py"),
+                         "--forks", str(STRESS_FORKS)])
+    if status == 0 and lines:
+        tally.passed += 1
+    else:
         tally.fail(f"{name}: exit status {status}")
 
 
@@ -189,7 +232,8 @@ def run_suite(tree, arguments, pool):
         junit_file = os.path.join(directory, "junit.xml")
         command = [str(tree / "python"), "-m", "test", f"-j{jobs}",
                    f"--timeout={TIMEOUT_SECONDS}", f"--junit-xml={junit_file}",
-                   f"--ignore={OWN_MODULE}.*", *arguments]
+                   *(f"--ignore={module}.*" for module in OWN_MODULES),
+                   *arguments]
         if pool is not None:
             command = [str(BUILD_AUX / "with-pool.sh"), str(pool), *command]
         status, lines = run(command)
@@ -259,10 +303,11 @@ def run_all(tally, unpatched, hugepages):
     arguments = ["-u", ALL_RESOURCES]
     headline("CPython's whole test suite, unpatched")
     before = run_suite(unpatched, arguments, None)
-    name = "CPython's whole test suite"
-    headline(f"{name}, patched")
-    patched = run_suite(hugepages, arguments, None)
-    count_suite(tally, name, patched, lambda modules: before)
+    for description, pool in pools_to_test(tally):
+        name = f"CPython's whole test suite, patched, with {description}"
+        headline(name)
+        patched = run_suite(hugepages, arguments, pool)
+        count_suite(tally, name, patched, lambda modules: before)
 
 
 def main():
@@ -300,10 +345,12 @@ def main():
                 tally, "tests of the benchmark",
                 [sys.executable, "-m", "unittest", "discover", "-v",
                  "-s", str(TOP / "Tools" / "pymalloc_hugepages")]),
-            lambda: run_c_tests(tally, hugepages),
-            lambda: run_unittest(
-                tally, "tests of pymalloc's huge pages",
-                [str(hugepages / "python"), "-m", "unittest", "-v", OWN_MODULE]),
+            *c_test_steps(tally, hugepages),
+            *(lambda module=module: run_unittest(
+                tally, module,
+                [str(hugepages / "python"), "-m", "unittest", "-v", module])
+              for module in OWN_MODULES),
+            lambda: run_stress(tally, hugepages),
         ]
         steps += [
             lambda pool=pool: run_selected(tally, unpatched, hugepages, *pool)

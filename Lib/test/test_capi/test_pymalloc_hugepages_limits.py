@@ -1,0 +1,429 @@
+"""Tests for --with-pymalloc-hugepages: limits, leaks, threads, finalization.
+
+Memory that cannot be had is a MemoryError, or whatever stock CPython gets, and
+never SIGBUS or SIGSEGV.  What was mapped is given back.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import unittest
+from test import support
+from test.support import import_helper, threading_helper
+from test.support.script_helper import assert_python_ok
+from test.test_capi import hugepages_support
+from test.test_capi.hugepages_support import (
+    ENV_VAR, HUGE_PAGE, HUGETLB_DIR, MIB, SWITCHES, HugePagesTestCase,
+    available_pages, child_args, hugetlb_pool, requires_hugepages_build,
+    requires_linux, reserve_pages, snapshots, thp_mode, undo_at_exit)
+
+
+setUpModule = hugepages_support.lock_settings
+
+
+@contextlib.contextmanager
+def memory_cgroup(limit):
+    """Make a cgroup with that limit on memory, in bytes.
+
+    The block gets the path of the file that takes its processes.
+    """
+    with open('/proc/self/mountinfo') as file:
+        for line in file:
+            mount = line.split()[4]
+            kind, _, options = line.partition(' - ')[2].split(maxsplit=2)
+            if kind == 'cgroup' and 'memory' in options.strip().split(','):
+                name = 'memory.limit_in_bytes'
+                break
+            if kind == 'cgroup2' and 'memory' in hugepages_support.read_line(
+                    f'{mount}/cgroup.subtree_control').split():
+                name = 'memory.max'
+                break
+        else:
+            raise unittest.SkipTest('no cgroup with the memory controller')
+    if not os.access(mount, os.W_OK):
+        raise unittest.SkipTest(f'needs root: cannot write {mount}')
+    group = tempfile.mkdtemp(prefix='test_pymalloc_hugepages_', dir=mount)
+    with undo_at_exit('rmdir "$1"', group):
+        with open(f'{group}/{name}', 'w') as file:
+            file.write(str(limit))
+        yield f'{group}/cgroup.procs'
+
+
+@support.requires_subprocess()
+@requires_hugepages_build
+@requires_linux
+class LimitTests(HugePagesTestCase):
+
+    def test_data_limit(self):
+        import_helper.import_module('resource')
+        script = '''
+            import resource
+            with open('/proc/self/status') as file:
+                for line in file:
+                    if line.startswith('VmData:'):
+                        used = int(line.split()[1]) * 1024
+            hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+            resource.setrlimit(resource.RLIMIT_DATA,
+                               (used + 64 * 1024**2, hard))
+            for _ in range(3):
+                objects = []
+                try:
+                    while True:
+                        objects.append(fill(1))
+                except MemoryError:
+                    pass
+                assert len(objects) > 10
+                del objects
+            resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+            objects = fill(5)
+            report(objects[::50])
+        '''
+        with thp_mode('madvise'):
+            for switch in SWITCHES:
+                for pool in (0, 4, 60):
+                    with self.subTest(switch=switch, pool=pool):
+                        self.run_with_pool(pool, self.run_child, switch,
+                                           script)
+
+    def run_in_memory_cgroup(self, limit, switch, script):
+        with memory_cgroup(limit) as procs:
+            command = ['/bin/sh', '-c', f'echo $$ > {procs} && exec "$0" "$@"',
+                       sys.executable, *child_args(switch, script)]
+            return subprocess.run(command, capture_output=True)
+
+    def test_memory_cgroup(self):
+        # The system ends a process that wants more than there is, as it does
+        # with stock CPython.
+        script = '''
+            print('started', flush=True)
+            objects = fill(100)
+            print('filled', flush=True)
+        '''
+        for pool in 0, 4:
+            for switch in SWITCHES:
+                with self.subTest(switch=switch, pool=pool):
+                    with hugetlb_pool(pool):
+                        result = self.run_in_memory_cgroup(64 * MIB, switch,
+                                                           script)
+                        self.assertEqual(available_pages(), pool)
+                    self.assertIn(result.returncode, (1, -signal.SIGKILL))
+                    self.assertEqual(result.stdout, b'started\n')
+
+    @support.requires_fork()
+    def test_memory_cgroup_and_fork(self):
+        # Pages of the pool are not charged as memory, but those that the
+        # child gets in their place are.
+        script = '''
+            objects = fill(20)
+            copy = bytes(bytearray(objects[0]))
+            print('filled', flush=True)
+            pid = os.fork()
+            if pid == 0:
+                os._exit(objects.count(copy) != len(objects))
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            assert objects.count(copy) == len(objects)
+            print(code, flush=True)
+        '''
+        for limit, expected in ((32, '-9'), (256, '0')):
+            with self.subTest(limit=limit), hugetlb_pool(30):
+                with reserve_pages_but(24):
+                    result = self.run_in_memory_cgroup(limit * MIB, 'on',
+                                                       script)
+                self.assertEqual(available_pages(), 30)
+                if result.returncode != -signal.SIGKILL or expected == '0':
+                    self.assertEqual(result.returncode, 0, result.stderr)
+                    self.assertEqual(result.stdout.decode().split(),
+                                     ['filled', expected])
+
+    def test_pool_of_others(self):
+        # Others take all pages and give them back, and the administrator
+        # makes the pool smaller and larger.
+        script = '''
+            def wave():
+                objects = fill(15)
+                copy = bytes(bytearray(objects[0]))
+                assert objects.count(copy) == len(objects)
+
+            for _ in range(100):
+                wave()
+        '''
+        nr_hugepages = f'{HUGETLB_DIR}/nr_hugepages'
+        if not os.access(nr_hugepages, os.W_OK):
+            self.skipTest(f'needs root: cannot write {nr_hugepages}')
+        stop = threading.Event()
+        rounds = 0
+
+        def write(value):
+            with open(nr_hugepages, 'w') as file:
+                file.write(value)
+
+        def meddle():
+            nonlocal rounds
+            while not stop.is_set():
+                with contextlib.suppress(OSError):
+                    reserve_pages(available_pages()).close()
+                write('0')
+                write(size)
+                rounds += 1
+
+        for switch in 'on', 'hugetlb':
+            with self.subTest(switch=switch), hugetlb_pool(30):
+                size = hugepages_support.read_line(nr_hugepages)
+                stop.clear()
+                thread = threading.Thread(target=meddle)
+                with threading_helper.start_threads([thread], stop.set):
+                    try:
+                        result = assert_python_ok(*child_args(switch, script))
+                    finally:
+                        stop.set()
+                self.assertEqual(result.err, b'')
+                self.assertEqual(available_pages(), 30)
+        self.assertGreater(rounds, 2)
+
+
+@contextlib.contextmanager
+def reserve_pages_but(pages):
+    """Leave only that many pages of the pool to others."""
+    with contextlib.closing(reserve_pages(available_pages() - pages)):
+        yield
+
+
+@support.requires_subprocess()
+@requires_hugepages_build
+@requires_linux
+class LeakTests(HugePagesTestCase):
+    """Address space, pages and descriptors do not grow."""
+
+    MEASURE = '''
+        import gc, sys
+        def measure():
+            gc.collect()
+            with open('/proc/self/maps') as file:
+                mappings = len(file.readlines())
+            with open('/proc/self/status') as file:
+                fields = dict(line.split(':', 1) for line in file)
+            return [mappings, fields['VmSize'].strip(),
+                    fields['HugetlbPages'].strip(),
+                    len(os.listdir('/proc/self/fd'))]
+
+        def repeat(function, times):
+            # What is done once has been done, by measure() too.
+            measure()
+            for _ in range(20):
+                function()
+            before = measure()
+            for _ in range(times):
+                function()
+            after = measure()
+            return before, after
+    '''
+
+    def check(self, script, pool):
+        with thp_mode('madvise'):
+            self.run_with_pool(
+                pool, self.run_child, 'on',
+                textwrap.dedent(self.MEASURE) + textwrap.dedent(script))
+
+    def test_arenas(self):
+        # More than 10,000 are mapped and freed.
+        script = '''
+            before, after = repeat(lambda: fill(4), 2800)
+            assert before == after, (before, after)
+            report()
+        '''
+        for pool in 0, 4, 20:
+            with self.subTest(pool=pool):
+                self.check(script, pool)
+
+    def test_counted(self):
+        # That it is so many is what the allocator says of itself.
+        script = '''
+            for _ in range(50):
+                fill(4)
+            sys._debugmallocstats()
+        '''
+        err = assert_python_ok(*child_args('on', script)).err.decode()
+        for line in err.splitlines():
+            if line.startswith('# arenas allocated total'):
+                self.assertGreater(int(line.split('=')[1].replace(',', '')),
+                                   50 * 10_000 / 2800)
+                break
+        else:
+            self.fail('no count of arenas')
+
+    @support.requires_fork()
+    def test_forks(self):
+        script = '''
+            objects = fill(2)
+
+            def fork():
+                pid = os.fork()
+                if pid == 0:
+                    os._exit(0)
+                assert os.waitpid(pid, 0)[1] == 0
+
+            before, after = repeat(fork, 1000)
+            assert before == after, (before, after)
+            report()
+        '''
+        for pool in 0, 4, 20:
+            with self.subTest(pool=pool):
+                self.check(script, pool)
+
+    @support.requires_fork()
+    def test_descendants(self):
+        # Each generation forks the next one.
+        script = '''
+            objects = fill(2)
+            measure()
+            before = measure()
+            for _ in range(50):
+                pid = os.fork()
+                if pid:
+                    os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+            after = measure()
+            assert before[1::2] == after[1::2], (before, after)
+        '''
+        for pool in 4, 20, 300:
+            with self.subTest(pool=pool), hugetlb_pool(pool):
+                result = assert_python_ok(*child_args(
+                    'on', textwrap.dedent(self.MEASURE)
+                    + textwrap.dedent(script)))
+                self.assertEqual(result.err, b'')
+                self.assertEqual(available_pages(), pool)
+
+
+@support.requires_subprocess()
+@requires_hugepages_build
+@requires_linux
+class ThreadTests(HugePagesTestCase):
+
+    @threading_helper.requires_working_threading()
+    def test_many_arenas(self):
+        # 10,000 arenas by threads, and by interpreters with a GIL of their
+        # own, all at the same time.
+        import_helper.import_module('_interpreters')
+        script = '''
+            import _interpreters, threading
+
+            work = """if 1:
+                def fill(arenas):
+                    return [bytes(400) for _ in range(arenas * 128 * 36)]
+                expected = bytes(bytearray(400))
+                for _ in range(420):
+                    objects = fill(3)
+                    assert objects.count(expected) == len(objects)
+                    del objects
+            """
+            errors = []
+
+            def run_here():
+                try:
+                    exec(work, {})
+                except BaseException as exc:
+                    errors.append(exc)
+
+            def run_there():
+                interp = _interpreters.create('isolated')
+                error = _interpreters.exec(interp, work)
+                if error is not None:
+                    errors.append(error)
+                _interpreters.destroy(interp)
+
+            before = fill(3)
+            threads = [threading.Thread(target=target)
+                       for target in [run_here, run_there] * 4]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert not errors, errors
+            assert before.count(bytes(bytearray(400))) == len(before)
+            report(before)
+        '''
+        with thp_mode('madvise'):
+            for pool in 0, 20:
+                with self.subTest(pool=pool):
+                    self.run_with_pool(pool, self.run_child, 'on', script)
+
+
+@support.requires_subprocess()
+@requires_hugepages_build
+@requires_linux
+class FinalizationTests(HugePagesTestCase):
+    """Py_Finalize() with arenas alive, and Py_Initialize() after it."""
+
+    def run_testembed(self, *args):
+        directory = os.path.dirname(sys.executable)
+        program = os.path.join(directory, 'Programs', '_testembed')
+        if not os.path.exists(program):
+            self.skipTest(f'not in a build tree: there is no {program}')
+        for switch in SWITCHES:
+            for pool in 0, 8, 200:
+                with self.subTest(switch=switch, pool=pool):
+                    with hugetlb_pool(pool):
+                        result = subprocess.run(
+                            [program, *args], capture_output=True, text=True,
+                            env={**os.environ, ENV_VAR: switch},
+                            cwd=directory)
+                        self.assertEqual(available_pages(), pool)
+                    self.assertEqual(result.returncode, 0, result.stderr)
+
+    def test_arenas_alive(self):
+        # References that nobody gives back keep the objects.
+        import_helper.import_module('_testcapi')
+        self.run_testembed('test_repeated_init_exec', textwrap.dedent('''
+            import _testinternalcapi, os
+            config = _testinternalcapi.get_config()
+            switch = {'on': 3, 'thp': 2, 'hugetlb': 1, 'off': 0}
+            assert (config['pymalloc_hugepages']
+                    == switch[os.environ['%s']]), config
+            objects = [bytes(400) for _ in range(10 * 128 * 36)]
+            import ctypes
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(objects))
+        ''' % ENV_VAR))
+
+    @support.requires_fork()
+    def test_fork_after_each_init(self):
+        self.run_testembed('test_repeated_init_exec', textwrap.dedent('''
+            import os
+            objects = [bytes(400) for _ in range(10 * 128 * 36)]
+            expected = bytes(bytearray(400))
+            pid = os.fork()
+            if pid == 0:
+                os._exit(objects.count(expected) != len(objects))
+            assert os.waitpid(pid, 0)[1] == 0
+            assert objects.count(expected) == len(objects)
+        '''))
+
+    def test_subinterpreters(self):
+        self.run_testembed('test_repeated_init_and_subinterpreters')
+
+    def test_exit_with_daemon_threads(self):
+        script = '''
+            import threading, time
+            def work():
+                while True:
+                    fill(2)
+            threads = [threading.Thread(target=work, daemon=True)
+                       for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            objects = fill(5)
+            time.sleep(0.05)
+        '''
+        for pool in 0, 20:
+            for _ in range(3):
+                with self.subTest(pool=pool), hugetlb_pool(pool):
+                    result = assert_python_ok(*child_args('on', script))
+                    self.assertEqual(result.err, b'')
+                    self.assertEqual(available_pages(), pool)
+
+
+if __name__ == '__main__':
+    unittest.main()

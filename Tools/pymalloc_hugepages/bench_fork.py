@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+"""Measure what a fork costs, by the number of arenas and what they sit on.
+
+After a fork() the child makes the arenas that are on explicit huge pages its
+own, and the parent waits for it.  For each count of arenas, and each of
+
+  off     plain pages
+  thp     transparent huge pages
+  on      explicit huge pages, and as many again for the child
+  on-dry  explicit huge pages, and none for the child
+
+a process fills the arenas and forks.  Reported are the time that os.fork()
+takes in the parent, and the time from there until a child that writes to every
+object has done so and is gone, as medians with lower and upper quartile.
+Needs Linux, Python 3.9 or later, and root's rights to change the pool.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+
+from benchlib import BenchError, memory
+
+
+KINDS = ("off", "thp", "on", "on-dry")
+
+# Objects of 448 bytes with their header: 36 in a pool of 16 KiB, 128 pools in
+# an arena.  Changing an object's count of references writes to it.
+CHILD = """
+import json, os, sys, time
+objects = [bytes(400) for _ in range(int(sys.argv[1]) * 128 * 36)]
+with open("/proc/self/status") as file:
+    pages = sum(int(line.split()[1]) // 2048 for line in file
+                if line.startswith("HugetlbPages"))
+results = []
+for _ in range(int(sys.argv[2])):
+    start = time.perf_counter()
+    pid = os.fork()
+    if pid == 0:
+        others = list(objects)
+        os._exit(0)
+    forked = time.perf_counter()
+    status = os.waitpid(pid, 0)[1]
+    end = time.perf_counter()
+    if status:
+        sys.exit(f"the child ended with status {status}")
+    results.append([forked - start, end - forked])
+print(json.dumps([pages, results]))
+"""
+
+
+def run(python, kind, arenas, forks):
+    """Return the pages that the process had, and pairs of seconds."""
+    env = {name: value for name, value in os.environ.items()
+           if not name.startswith("PYTHON")}
+    env["PYTHON_PYMALLOC_HUGEPAGES"] = kind.partition("-")[0]
+    try:
+        result = subprocess.run([python, "-c", CHILD, str(arenas), str(forks)],
+                                env=env, capture_output=True, text=True)
+    except OSError as exc:
+        raise BenchError(f"cannot run {python}: {exc.strerror}")
+    if result.returncode != 0:
+        lines = result.stderr.splitlines() or ["no message"]
+        raise BenchError(f"{kind} with {arenas} arenas ended with status "
+                         f"{result.returncode}: {lines[-1]}")
+    return json.loads(result.stdout)
+
+
+def pool_for(kind, arenas, own_pages):
+    """The pages that the pool is to have.  own_pages is how many the process
+    takes if there are enough."""
+    if kind == "on":
+        return 2 * own_pages + 2
+    if kind == "on-dry":
+        return own_pages
+    return 0
+
+
+def cell(seconds):
+    """Median and quartiles in milliseconds."""
+    low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return f"{middle * 1e3:.2f} ms ({low * 1e3:.2f}-{high * 1e3:.2f})"
+
+
+def measure(options):
+    """Return {(kind, arenas): ([seconds in fork], [seconds after it])}."""
+    pairs = [(kind, arenas) for arenas in options.arenas for kind in KINDS]
+    results = {pair: ([], []) for pair in pairs}
+    with memory.Pool() as pool:
+        own_pages = {}
+        for arenas in options.arenas:
+            pool.set_available(arenas + 20)
+            own_pages[arenas] = run(options.python, "on", arenas, 1)[0]
+            if own_pages[arenas] < arenas:
+                raise BenchError(f"{options.python} took {own_pages[arenas]} "
+                                 f"huge pages for {arenas} arenas: it must be "
+                                 "built --with-pymalloc-hugepages")
+        for _ in range(options.runs):
+            random.shuffle(pairs)
+            for kind, arenas in pairs:
+                pages = pool_for(kind, arenas, own_pages[arenas])
+                pool.set_available(pages)
+                memory.warm(min(3 * arenas * 2 * memory.MIB + 64 * memory.MIB,
+                                memory.available_memory() // 2), pages)
+                forks = run(options.python, kind, arenas, options.forks)[1]
+                # The first one of a process pays for what is done once.
+                for times in forks[1:]:
+                    for values, value in zip(results[kind, arenas], times):
+                        values.append(value)
+    return results
+
+
+def parse_arguments(args):
+    parser = argparse.ArgumentParser(
+        prog="bench_fork.py", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python", help="a patched interpreter")
+    parser.add_argument("--arenas", type=int, nargs="+", default=[10, 50, 200],
+                        metavar="N", help="(default: 10 50 200)")
+    parser.add_argument("--runs", type=int, default=5, metavar="N",
+                        help="processes of each kind (default: 5)")
+    parser.add_argument("--forks", type=int, default=6, metavar="N",
+                        help="forks of each process, of which the first is "
+                        "not counted (default: 6)")
+    options = parser.parse_args(args)
+    for name, least in ("runs", 1), ("forks", 3):
+        if getattr(options, name) < least:
+            raise BenchError(f"--{name} must be {least} or more")
+    if min(options.arenas) < 1:
+        raise BenchError("--arenas must be 1 or more")
+    return options
+
+
+def main(args=None):
+    """Return the exit status: 0, or 2 if nothing was measured."""
+    try:
+        options = parse_arguments(args)
+        results = measure(options)
+    except BenchError as error:
+        print(f"bench_fork.py: {error}", file=sys.stderr)
+        return 2
+    for (kind, arenas), (in_fork, after) in sorted(
+            results.items(), key=lambda item: (item[0][1],
+                                               KINDS.index(item[0][0]))):
+        print(f"{arenas:5} arenas  {kind:6}  in os.fork(): {cell(in_fork):27}"
+              f"  then until the child is gone: {cell(after)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
