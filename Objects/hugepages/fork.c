@@ -46,10 +46,10 @@
 
 /* In milliseconds: how long the parent waits for a sign of progress; how long
    the child waits for a copy that it has asked for; the time that a child
-   that cannot talk is given for each arena. */
+   that cannot talk is given for each arena, thirty times what it takes. */
 #define HUGEPAGES_PATIENCE 1000
 #define HUGEPAGES_COPY_PATIENCE 10000
-#define HUGEPAGES_BLIND_PATIENCE 2
+#define HUGEPAGES_BLIND_PATIENCE 10
 
 #define HUGEPAGES_FORK_MESSAGE(why) \
     "Fatal Python error: a forked process cannot make the huge pages of its " \

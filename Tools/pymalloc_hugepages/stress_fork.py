@@ -73,9 +73,12 @@ CHILD_SECONDS = 120
 PARENT_SECONDS = 2 * CHILD_SECONDS
 
 # An arena lost with each of 100 forks would be 200 MiB.  What threads leave
-# behind comes and goes by some arenas, which a few objects keep, and by the C
-# library's heaps.  The C tests, which have neither, look for the last byte.
+# behind comes and goes by some arenas, which a few objects keep.  The C tests,
+# which have no objects, look for the last byte.
 ADDRESS_SPACE_SLACK = 16 * MIB
+
+# Of the C library's malloc.h.
+M_ARENA_MAX = -8
 
 
 class StressError(Exception):
@@ -639,8 +642,14 @@ class Stress:
             self.fault(f"{lost} pages of the pool are missing")
 
 
+class Parser(argparse.ArgumentParser):
+
+    def error(self, message):
+        raise StressError(message)
+
+
 def parse_arguments():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="stress_fork.py", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forks", type=int, default=1000, metavar="N",
@@ -669,8 +678,7 @@ def main():
         # Threads are the point of it.
         warnings.simplefilter("ignore", DeprecationWarning)
         sys.setswitchinterval(SWITCH_INTERVAL)
-        # For a signal to be noticed, it must end this process as a Python
-        # exception would.
+        # Leave as after an exception, with the pool put back.
         signal.signal(signal.SIGTERM, lambda *args: sys.exit(1))
         with pool_of(options.pool):
             print(f"{options.forks} forks with seed {options.seed} and a pool "

@@ -25,6 +25,7 @@ require qemu-system-x86_64 qemu-system-x86
 require cpio cpio
 all_required
 
+: >"$output/apt.log"
 cache=${XDG_CACHE_HOME:-${HOME:-/nonexistent}/.cache}/pymalloc-hugepages/kernels
 
 # The mirrors that the system's apt has Debian from, one a line.  Before the
@@ -73,12 +74,12 @@ download() {
         # still signed.
         echo "deb [arch=amd64 check-valid-until=no signed-by=$keyring]" \
              "$mirror $1 main" >"$apt/sources.list"
-        why="$mirror does not have Debian's $1"
-        private apt-get --error-on=any update >"$output/apt.log" 2>&1 ||
+        why="no mirror that apt uses has Debian's $1, see $output/apt.log"
+        private apt-get --error-on=any update >>"$output/apt.log" 2>&1 ||
             continue
         package=$(private apt-cache show linux-image-cloud-amd64 |
                   sed -n 's/^Depends: *\(linux-image-[^ ,]*\).*/\1/p;T;q')
-        why="$mirror does not have a kernel in $1"
+        why="Debian's $1 has no kernel that can be downloaded"
         if test -n "$package" &&
            (cd "$2" && private apt-get download "$package") \
                >>"$output/apt.log" 2>&1

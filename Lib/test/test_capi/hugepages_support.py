@@ -350,6 +350,22 @@ class HugePagesTestCase(unittest.TestCase):
         self.assertEqual(result.err, b'')
         return snapshots(result.out)
 
+    def run_leaving_pool(self, pages, run, *args, **kwargs):
+        """Call run() while exactly that many pages are available.
+
+        Return what it returns.  All of the pages must be back then.  Where
+        they are not, another process may have used the pool at the same time,
+        and the call is repeated.
+        """
+        for _ in support.sleeping_retry(10.0, error=False):
+            with hugetlb_pool(pages):
+                result = run(*args, **kwargs)
+                left = available_pages()
+            if left == pages:
+                return result
+        self.fail(f'{left} pages were left in a pool of {pages}, unless other '
+                  f'processes use the pool all the time')
+
     def run_with_pool(self, pages, run, *args, **kwargs):
         """Call run() while exactly that many pages are available.
 

@@ -18,7 +18,7 @@ from test.support import import_helper, os_helper, threading_helper
 from test.support.script_helper import make_script
 from test.test_capi import hugepages_support
 from test.test_capi.hugepages_support import (
-    CHILD, HUGE_PAGE, HUGETLB_DIR, HugePagesTestCase, available_pages,
+    CHILD, HUGE_PAGE, HUGETLB_DIR, HugePagesTestCase,
     child_args, hugetlb_cgroup, hugetlb_pool, requires_hugepages_build,
     requires_linux, snapshots, strace_command, thp_mode)
 
@@ -436,7 +436,7 @@ class ChildInTroubleTests(ForkTestCase):
     def run_attached(self, way, faults, pool):
         """Run the script, under strace from when it is about to fork.
 
-        Return its exit status, its output and what strace has written.
+        Return its exit status, its stderr and what strace has written.
         """
         script = '\n'.join(['parent_first = False', OBJECTS, '''
 print('ready', flush=True)
@@ -444,29 +444,33 @@ sys.stdin.readline()
 ''', textwrap.dedent(way), CLOSING.replace('report(objects[::50], family())',
                                            '')])
         log = self.enterContext(os_helper.temp_dir()) + '/log'
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(hugetlb_pool(pool))
-            process = stack.enter_context(subprocess.Popen(
-                [sys.executable, *child_args('on', script)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE, text=True))
-            self.assertEqual(process.stdout.readline(), 'ready\n')
-            tracer = stack.enter_context(subprocess.Popen(
-                [*strace_command(), '-f', '-o', log, '-p', str(process.pid),
-                 *faults], stderr=subprocess.PIPE, text=True))
-            # "Process 42 attached" comes when it is so.
-            self.assertIn('attached', tracer.stderr.readline())
-            out, err = process.communicate('go\n')
-            tracer.communicate()
-            self.assertEqual(available_pages(), pool)
+
+        def run():
+            with contextlib.ExitStack() as stack:
+                process = stack.enter_context(subprocess.Popen(
+                    [sys.executable, *child_args('on', script)],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE, text=True))
+                self.assertEqual(process.stdout.readline(), 'ready\n')
+                tracer = stack.enter_context(subprocess.Popen(
+                    [*strace_command(), '-f', '-o', log,
+                     '-p', str(process.pid), *faults],
+                    stderr=subprocess.PIPE, text=True))
+                # "Process 42 attached" comes when it is so.
+                self.assertIn('attached', tracer.stderr.readline())
+                out, err = process.communicate('go\n')
+                tracer.communicate()
+            return process.returncode, err
+
+        status, err = self.run_leaving_pool(pool, run)
         with open(log) as file:
-            return process.returncode, out, err, file.read()
+            return status, err, file.read()
 
     def test_killed(self):
         # With no page left the child moves each arena, hence mremap().
         for number in 1, 3:
             with self.subTest(number=number):
-                status, out, err, log = self.run_attached(
+                status, err, log = self.run_attached(
                     '''
                     pid = os.fork()
                     if pid == 0:
@@ -485,7 +489,7 @@ sys.stdin.readline()
         # still finds what was there at the fork.
         for number in 1, 3:
             with self.subTest(number=number):
-                status, out, err, log = self.run_attached(
+                status, err, log = self.run_attached(
                     '''
                     pid = os.fork()
                     if pid == 0:
@@ -592,10 +596,11 @@ report(objects[::50])
         if not os.access(HUGETLB_DIR + '/nr_hugepages',
                          os.W_OK):
             self.skipTest('needs root: cannot change the pool')
-        with hugetlb_pool(SHORT_POOL):
-            for parent_first in False, True:
-                before, child, after = self.run_child(
-                    'on', self.script(way, parent_first))
+        for parent_first in False, True:
+            with self.subTest(parent_first=parent_first):
+                before, child, after = self.run_leaving_pool(
+                    SHORT_POOL, self.run_child, 'on',
+                    self.script(way, parent_first))
                 self.check_own_pages(child)
                 self.assertEqual(child.hugetlb_pages, 0)
                 self.assertEqual(after.hugetlb_pages, before.hugetlb_pages)

@@ -18,9 +18,9 @@ from test.support import import_helper, threading_helper
 from test.support.script_helper import assert_python_ok
 from test.test_capi import hugepages_support
 from test.test_capi.hugepages_support import (
-    ENV_VAR, HUGE_PAGE, HUGETLB_DIR, MIB, SWITCHES, HugePagesTestCase,
-    available_pages, child_args, hugetlb_pool, requires_hugepages_build,
-    requires_linux, reserve_pages, snapshots, thp_mode, undo_at_exit)
+    ENV_VAR, HUGETLB_DIR, MIB, SWITCHES, HugePagesTestCase,
+    available_pages, child_args, requires_hugepages_build, requires_linux,
+    reserve_pages, thp_mode, undo_at_exit)
 
 
 setUpModule = hugepages_support.lock_settings
@@ -107,10 +107,9 @@ class LimitTests(HugePagesTestCase):
         for pool in 0, 4:
             for switch in SWITCHES:
                 with self.subTest(switch=switch, pool=pool):
-                    with hugetlb_pool(pool):
-                        result = self.run_in_memory_cgroup(64 * MIB, switch,
-                                                           script)
-                        self.assertEqual(available_pages(), pool)
+                    result = self.run_leaving_pool(
+                        pool, self.run_in_memory_cgroup, 64 * MIB, switch,
+                        script)
                     self.assertIn(result.returncode, (1, -signal.SIGKILL))
                     self.assertEqual(result.stdout, b'started\n')
 
@@ -130,11 +129,9 @@ class LimitTests(HugePagesTestCase):
             print(code, flush=True)
         '''
         for limit, expected in ((32, '-9'), (256, '0')):
-            with self.subTest(limit=limit), hugetlb_pool(30):
-                with reserve_pages_but(24):
-                    result = self.run_in_memory_cgroup(limit * MIB, 'on',
-                                                       script)
-                self.assertEqual(available_pages(), 30)
+            with self.subTest(limit=limit):
+                result = self.run_leaving_pool(
+                    24, self.run_in_memory_cgroup, limit * MIB, 'on', script)
                 if result.returncode != -signal.SIGKILL or expected == '0':
                     self.assertEqual(result.returncode, 0, result.stderr)
                     self.assertEqual(result.stdout.decode().split(),
@@ -155,42 +152,30 @@ class LimitTests(HugePagesTestCase):
         nr_hugepages = f'{HUGETLB_DIR}/nr_hugepages'
         if not os.access(nr_hugepages, os.W_OK):
             self.skipTest(f'needs root: cannot write {nr_hugepages}')
-        stop = threading.Event()
         rounds = 0
 
-        def write(value):
-            with open(nr_hugepages, 'w') as file:
-                file.write(value)
-
-        def meddle():
+        def meddle(stop):
             nonlocal rounds
+            size = hugepages_support.read_line(nr_hugepages)
             while not stop.is_set():
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError):
                     reserve_pages(available_pages()).close()
-                write('0')
-                write(size)
+                for value in '0', size:
+                    with open(nr_hugepages, 'w') as file:
+                        file.write(value)
                 rounds += 1
 
+        def run():
+            stop = threading.Event()
+            thread = threading.Thread(target=meddle, args=(stop,))
+            with threading_helper.start_threads([thread], stop.set):
+                result = assert_python_ok(*child_args(switch, script))
+            self.assertEqual(result.err, b'')
+
         for switch in 'on', 'hugetlb':
-            with self.subTest(switch=switch), hugetlb_pool(30):
-                size = hugepages_support.read_line(nr_hugepages)
-                stop.clear()
-                thread = threading.Thread(target=meddle)
-                with threading_helper.start_threads([thread], stop.set):
-                    try:
-                        result = assert_python_ok(*child_args(switch, script))
-                    finally:
-                        stop.set()
-                self.assertEqual(result.err, b'')
-                self.assertEqual(available_pages(), 30)
+            with self.subTest(switch=switch):
+                self.run_leaving_pool(30, run)
         self.assertGreater(rounds, 2)
-
-
-@contextlib.contextmanager
-def reserve_pages_but(pages):
-    """Leave only that many pages of the pool to others."""
-    with contextlib.closing(reserve_pages(available_pages() - pages)):
-        yield
 
 
 @support.requires_subprocess()
@@ -229,10 +214,14 @@ class LeakTests(HugePagesTestCase):
                 pool, self.run_child, 'on',
                 textwrap.dedent(self.MEASURE) + textwrap.dedent(script))
 
+    # Objects for four arenas, of which three come and go: the first one is
+    # there before, and goes on being used.
+    ARENAS_EACH_TIME = 3
+    TIMES = 10_000 // ARENAS_EACH_TIME + 1
+
     def test_arenas(self):
-        # More than 10,000 are mapped and freed.
-        script = '''
-            before, after = repeat(lambda: fill(4), 2800)
+        script = f'''
+            before, after = repeat(lambda: fill(4), {self.TIMES})
             assert before == after, (before, after)
             report()
         '''
@@ -240,8 +229,8 @@ class LeakTests(HugePagesTestCase):
             with self.subTest(pool=pool):
                 self.check(script, pool)
 
-    def test_counted(self):
-        # That it is so many is what the allocator says of itself.
+    def test_arenas_each_time(self):
+        # The allocator's own count.
         script = '''
             for _ in range(50):
                 fill(4)
@@ -251,7 +240,7 @@ class LeakTests(HugePagesTestCase):
         for line in err.splitlines():
             if line.startswith('# arenas allocated total'):
                 self.assertGreater(int(line.split('=')[1].replace(',', '')),
-                                   50 * 10_000 / 2800)
+                                   50 * self.ARENAS_EACH_TIME)
                 break
         else:
             self.fail('no count of arenas')
@@ -290,12 +279,10 @@ class LeakTests(HugePagesTestCase):
             assert before[1::2] == after[1::2], (before, after)
         '''
         for pool in 4, 20, 300:
-            with self.subTest(pool=pool), hugetlb_pool(pool):
-                result = assert_python_ok(*child_args(
-                    'on', textwrap.dedent(self.MEASURE)
-                    + textwrap.dedent(script)))
-                self.assertEqual(result.err, b'')
-                self.assertEqual(available_pages(), pool)
+            with self.subTest(pool=pool):
+                self.run_leaving_pool(
+                    pool, self.run_child, 'on',
+                    textwrap.dedent(self.MEASURE) + textwrap.dedent(script))
 
 
 @support.requires_subprocess()
@@ -366,12 +353,10 @@ class FinalizationTests(HugePagesTestCase):
         for switch in SWITCHES:
             for pool in 0, 8, 200:
                 with self.subTest(switch=switch, pool=pool):
-                    with hugetlb_pool(pool):
-                        result = subprocess.run(
-                            [program, *args], capture_output=True, text=True,
-                            env={**os.environ, ENV_VAR: switch},
-                            cwd=directory)
-                        self.assertEqual(available_pages(), pool)
+                    result = self.run_leaving_pool(
+                        pool, subprocess.run, [program, *args],
+                        capture_output=True, text=True, cwd=directory,
+                        env={**os.environ, ENV_VAR: switch})
                     self.assertEqual(result.returncode, 0, result.stderr)
 
     def test_arenas_alive(self):
@@ -419,10 +404,8 @@ class FinalizationTests(HugePagesTestCase):
         '''
         for pool in 0, 20:
             for _ in range(3):
-                with self.subTest(pool=pool), hugetlb_pool(pool):
-                    result = assert_python_ok(*child_args('on', script))
-                    self.assertEqual(result.err, b'')
-                    self.assertEqual(available_pages(), pool)
+                with self.subTest(pool=pool):
+                    self.run_leaving_pool(pool, self.run_child, 'on', script)
 
 
 if __name__ == '__main__':
