@@ -762,6 +762,45 @@ static void
 test_early_signal(void)
 {
     check_early_signal(SIGUSR1);
+    /* Which the child itself catches for some time. */
+    check_early_signal(SIGBUS);
+}
+
+static void *
+fork_when_cancelled(void *Py_UNUSED(data))
+{
+    (void)pthread_cancel(pthread_self());
+    pid_t child = fork();
+    if (child == 0) {
+        _exit(0);
+    }
+    /* A cancellation point: fork() is none. */
+    (void)waitpid(child, NULL, 0);
+    return NULL;
+}
+
+/* A thread that is ended within fork() would keep the lock. */
+static void
+cancel_thread_that_forks(void)
+{
+    pthread_t thread;
+    void *result = NULL;
+    int files = count_files();
+    (void)alarm(60);
+    REQUIRE(pthread_create(&thread, NULL, fork_when_cancelled, NULL) == 0);
+    CHECK_EQUAL(pthread_join(thread, &result), 0);
+    CHECK(result == PTHREAD_CANCELED);
+    CHECK_EQUAL(count_files(), files);
+    run_in_child(check_arenas_in_child);
+}
+
+static void
+test_cancelled_thread(void)
+{
+    if (begin_test(2, 4) == 0) {
+        check_fork(cancel_thread_that_forks);
+    }
+    end_test();
 }
 
 // --- tests: the parent's threads -------------------------------------------
@@ -1480,6 +1519,7 @@ const testhugepages_test testhugepages_fork_tests[] = {
     {"fork_switched_off", test_switched_off},
     {"fork_state_is_kept", test_state_is_kept},
     {"fork_early_signal", test_early_signal},
+    {"fork_cancelled_thread", test_cancelled_thread},
     {"fork_writing_threads", test_writing_threads},
     {"fork_nested", test_nested_forks},
     {"fork_deep", test_deep_forks},

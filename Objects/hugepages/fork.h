@@ -17,9 +17,9 @@ static void hugepages_before_fork(void);
 static void hugepages_after_fork_in_parent(void);
 static void hugepages_after_fork_in_child(void);
 
-/* Keep signals from the calling thread, and let it have them again.  The two
-   calls come in pairs, with the lock held, and may have a fork() between
-   them. */
+/* Keep signals and cancellation from the calling thread, and let it have them
+   again.  The two calls come in pairs, with the lock held, and may have a
+   fork() between them. */
 static void hugepages_os_block_signals(void);
 static void hugepages_os_unblock_signals(void);
 

@@ -29,8 +29,9 @@ hugepages_os_watch_fork(int *os_error)
     return HUGEPAGES_OK;
 }
 
-/* The mask of the thread that forks. */
+/* Of the thread that forks. */
 static sigset_t hugepages_linux_saved_mask;
+static int hugepages_linux_saved_cancel_state;
 
 static void
 hugepages_os_block_signals(void)
@@ -38,11 +39,14 @@ hugepages_os_block_signals(void)
     sigset_t all;
     (void)sigfillset(&all);
     (void)pthread_sigmask(SIG_BLOCK, &all, &hugepages_linux_saved_mask);
+    (void)pthread_setcancelstate(PTHREAD_CANCEL_DISABLE,
+                                 &hugepages_linux_saved_cancel_state);
 }
 
 static void
 hugepages_os_unblock_signals(void)
 {
+    (void)pthread_setcancelstate(hugepages_linux_saved_cancel_state, NULL);
     (void)pthread_sigmask(SIG_SETMASK, &hugepages_linux_saved_mask, NULL);
 }
 
@@ -141,14 +145,20 @@ hugepages_os_open_shared(void *address, size_t size, int *os_error)
 
 // --- in the child ----------------------------------------------------------
 
-/* Where to go on when a page cannot be read, and the signal's code. */
+/* Where to go on when a page cannot be read, and the signal's code; whether
+   somebody has sent a SIGBUS meanwhile. */
 static sigjmp_buf hugepages_linux_unreadable;
 static volatile sig_atomic_t hugepages_linux_bus_code;
+static volatile sig_atomic_t hugepages_linux_bus_sent;
 
 static void
 hugepages_linux_on_bus_error(int Py_UNUSED(signal_number), siginfo_t *info,
                              void *Py_UNUSED(context))
 {
+    if (info->si_code <= 0 || info->si_code == BUS_MCEERR_AO) {
+        hugepages_linux_bus_sent = 1;
+        return;
+    }
     hugepages_linux_bus_code = info->si_code;
     siglongjmp(hugepages_linux_unreadable, 1);
 }
@@ -164,6 +174,7 @@ hugepages_os_rescue(void *target, const void *source, size_t size)
     struct sigaction action, saved_action;
     sigset_t bus_signal, saved_mask;
 
+    hugepages_linux_bus_sent = 0;
     memset(&action, 0, sizeof(action));
     action.sa_sigaction = hugepages_linux_on_bus_error;
     action.sa_flags = SA_SIGINFO;
@@ -183,6 +194,10 @@ hugepages_os_rescue(void *target, const void *source, size_t size)
     }
     (void)pthread_sigmask(SIG_SETMASK, &saved_mask, NULL);
     (void)sigaction(SIGBUS, &saved_action, NULL);
+    if (hugepages_linux_bus_sent) {
+        /* It stays blocked until the child is done. */
+        (void)raise(SIGBUS);
+    }
     return result;
 }
 
