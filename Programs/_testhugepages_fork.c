@@ -340,13 +340,6 @@ check_generations(uint32_t oldest, uint32_t newest)
     }
 }
 
-/* A tenth of what is much, where a processor is emulated. */
-static int
-much(int count)
-{
-    return test_owns_machine ? count / 10 : count;
-}
-
 static void
 check_arenas(uint32_t generation)
 {
@@ -866,7 +859,7 @@ test_writing_threads(void)
         if (begin_test(4, pages_left) == 0) {
             before.any_space = 1;
             start_writers();
-            for (int i = 0; i < much(30) && !test_failed(); i++) {
+            for (int i = 0; i < test_rounds(30) && !test_failed(); i++) {
                 run_in_child(check_written_arenas);
             }
             stop_writers();
@@ -882,7 +875,7 @@ fork_again(void)
 {
     CHECK_EQUAL(check_table(), expected_explicit);
     start_writers();
-    for (int i = 0; i < much(10) && !test_failed(); i++) {
+    for (int i = 0; i < test_rounds(10) && !test_failed(); i++) {
         run_in_child(check_written_arenas);
     }
     stop_writers();
@@ -933,7 +926,7 @@ test_deep_forks(void)
 static void
 fork_in_thread(int Py_UNUSED(thread))
 {
-    for (int i = 0; i < much(10); i++) {
+    for (int i = 0; i < test_rounds(10); i++) {
         run_in_child(check_arenas_in_child);
     }
 }
@@ -1003,10 +996,21 @@ arm_nothing(void)
 {
 }
 
+/* They look at shared memory instead. */
+static void
+arm_pipe(void)
+{
+    fake.fault.side = IN_PARENT;
+    fake.fault.kind = CALL_PIPE;
+    fake.fault.at = 1;
+    fake.fault.error = EMFILE;
+}
+
 static void
 test_stolen_pages(void)
 {
     check_steal(arm_nothing, fork_with_message, 0);
+    check_steal(arm_pipe, fork_with_message, 0);
 }
 
 /* The parent cannot make the copy that the child needs, or the child cannot
@@ -1029,13 +1033,21 @@ arm_child_mprotect(void)
     fake.fault.error = ENOMEM;
 }
 
+/* There is no shared memory: for copies, or for asking. */
 static void
-arm_pipe(void)
+arm_copies(void)
 {
     fake.fault.side = IN_PARENT;
-    fake.fault.kind = CALL_PIPE;
+    fake.fault.kind = CALL_MMAP;
+    fake.fault.at = 2;
+    fake.fault.error = ENOMEM;
+}
+
+static void
+arm_talk(void)
+{
+    arm_copies();
     fake.fault.at = 1;
-    fake.fault.error = EMFILE;
 }
 
 static void
@@ -1043,7 +1055,8 @@ test_stolen_pages_not_copied(void)
 {
     check_steal(arm_parent_mprotect, fork_with_message, 1);
     check_steal(arm_child_mprotect, fork_with_message, 1);
-    check_steal(arm_pipe, fork_with_message, 1);
+    check_steal(arm_copies, fork_with_message, 1);
+    check_steal(arm_talk, fork_with_message, 1);
 }
 
 /* The kernel tells so of memory that the hardware has lost. */
@@ -1462,7 +1475,7 @@ test_many_forks(void)
         if (begin_test(2, pages_left) == 0) {
             address_space space = read_address_space();
             int files = count_files();
-            for (int i = 0; i < much(FORKS / 3 + 1) && !test_failed(); i++) {
+            for (int i = 0; i < test_rounds(FORKS / 3 + 1) && !test_failed(); i++) {
                 run_in_child(glance_at_arenas);
             }
             check_arenas(0);
@@ -1481,12 +1494,12 @@ static void
 cycle_or_fork(int thread)
 {
     if (thread == 0) {
-        for (int i = 0; i < much(50); i++) {
+        for (int i = 0; i < test_rounds(50); i++) {
             run_in_child(check_arenas_in_child);
         }
         return;
     }
-    for (int i = 0; i < much(CYCLES / (CYCLING_THREADS - 1)); i++) {
+    for (int i = 0; i < test_rounds(CYCLES / (CYCLING_THREADS - 1)); i++) {
         uint64_t *arena = (uint64_t *)hugepages_alloc(ARENA_SIZE);
         REQUIRE(arena != NULL);
         arena[0] = (uint64_t)thread;

@@ -35,13 +35,14 @@ typedef enum {
     CALL_RESCUE,
     CALL_REMAP,
     CALL_MOVE,
+    CALL_REMAP_PLAIN,
     CALL_KINDS
 } call_kind;
 
 static const char *const call_names[CALL_KINDS] = {
     "watch_fork", "enable_explicit", "map_explicit", "map_thp", "map_plain",
     "unmap", "map_shared", "open_shared", "open_line", "rescue",
-    "remap_explicit", "move"
+    "remap_explicit", "move", "remap_plain"
 };
 
 typedef enum {
@@ -93,6 +94,7 @@ static struct {
     jmp_buf exited;
     int remap_never;
     int remap_refused;
+    int move_refused;
     /* Bit n: the remap with number n is refused. */
     uint32_t refused_remaps;
 
@@ -148,7 +150,7 @@ fake_answer(call_kind kind)
         /* Both end the matter, so must be rare to let things happen. */
         if (number < 98
             && (kind == CALL_WATCH || kind == CALL_ENABLE
-                || kind == CALL_MOVE || kind == CALL_RESCUE))
+                || kind == CALL_REMAP_PLAIN || kind == CALL_RESCUE))
         {
             answer = HUGEPAGES_OK;
         }
@@ -447,23 +449,20 @@ check_expected_copy(void)
 
 /* The child takes its next step. */
 static hugepages_event
-hugepages_os_wait(int end, int milliseconds)
+take_step(void)
 {
     static const struct child_step closed = {HUGEPAGES_CLOSED, 0, 0};
-    CHECK_EQUAL(fake.side, IN_PARENT);
-    CHECK_EQUAL(end, LINE_END);
-    CHECK(fake.end_open[0] && !fake.end_open[1]);
-    CHECK(milliseconds > 0);
+    hugepages_talk *talk = hugepages_fork.talk;
     check_expected_copy();
     const struct child_step *step = &closed;
     if (fake.next_step < fake.step_count) {
         step = &fake.steps[fake.next_step++];
     }
-    if (step->event != HUGEPAGES_CLOSED) {
+    if (step->event != HUGEPAGES_CLOSED && talk != NULL) {
         uint32_t count = (uint32_t)hugepages_fork.count;
-        hugepages_fork.talk->left = step->left < count ? step->left : count;
-        hugepages_fork.talk->wanted = step->wanted;
-        if (step->event == HUGEPAGES_SENT
+        talk->left = step->left < count ? step->left : count;
+        talk->wanted = step->wanted;
+        if (talk->left > 0 && step->event == HUGEPAGES_SENT
             && step->wanted <= count)
         {
             fake.expected_copy = step->wanted;
@@ -472,12 +471,27 @@ hugepages_os_wait(int end, int milliseconds)
     return step->event;
 }
 
+static hugepages_event
+hugepages_os_wait(int end, int milliseconds)
+{
+    CHECK_EQUAL(fake.side, IN_PARENT);
+    CHECK_EQUAL(end, LINE_END);
+    CHECK(fake.end_open[0] && !fake.end_open[1]);
+    CHECK(milliseconds > 0);
+    return take_step();
+}
+
 static void
 hugepages_os_sleep(int milliseconds)
 {
     CHECK(milliseconds > 0);
     fake.slept += milliseconds;
-    if (fake.side != IN_CHILD || fake.slept < 5) {
+    if (fake.side == IN_PARENT) {
+        CHECK(!fake.line_used);
+        (void)take_step();
+        return;
+    }
+    if (fake.slept < 5) {
         return;
     }
     hugepages_talk *talk = hugepages_fork.talk;
@@ -513,6 +527,7 @@ hugepages_os_rescue(void *target, const void *source, size_t size)
     CHECK_EQUAL(spare->kind, OTHER);
     arena->kind = RESCUED;
     fake.remap_refused = 0;
+    fake.move_refused = 0;
     /* The parent knows how far the child is. */
     if (hugepages_fork.talk != NULL) {
         uint32_t left = hugepages_fork.talk->left;
@@ -574,12 +589,30 @@ hugepages_os_move(void *from, void *to, size_t size, int *os_error)
     CHECK_EQUAL(arena->kind, fake.remap_refused ? HOLE : RESCUED);
     if (answer != HUGEPAGES_OK) {
         *os_error = 1;
-        fake.exit_reason = "out of memory";
+        fake.move_refused = 1;
         return answer;
     }
     memcpy(to, from, size);
     memset(from, 0xDE, size);
     spare->kind = UNMAPPED;
+    arena->kind = OTHER;
+    return answer;
+}
+
+static hugepages_result
+hugepages_os_remap_plain(void *address, size_t size, int *os_error)
+{
+    CHECK_EQUAL(fake.side, IN_CHILD);
+    CHECK(fake.move_refused);
+    hugepages_result answer = fake_answer(CALL_REMAP_PLAIN);
+    mapping *arena = require_mapping(address, size, "remap");
+    CHECK_EQUAL(arena->kind, fake.remap_refused ? HOLE : RESCUED);
+    if (answer != HUGEPAGES_OK) {
+        *os_error = 1;
+        fake.exit_reason = "out of memory";
+        return answer;
+    }
+    memset(address, 0, size);
     arena->kind = OTHER;
     return answer;
 }
@@ -823,7 +856,8 @@ test_child_remaps(void)
     /* One spare mapping is enough, and talking takes two. */
     CHECK_EQUAL(fake.counts[CALL_THP], 1);
     CHECK_EQUAL(fake.counts[CALL_UNMAP], 3);
-    CHECK_EQUAL(fake.sent, 0);
+    /* That it is done. */
+    CHECK_EQUAL(fake.sent, 1);
     CHECK_EQUAL(fake.slept, 0);
     end_test();
 }
@@ -841,6 +875,21 @@ test_child_moves(void)
     /* Busy is not for ever. */
     CHECK(alloc_arena() != NULL);
     CHECK_EQUAL(hugepages_state.explicit_count, 1);
+    end_test();
+}
+
+static void
+test_child_cannot_move(void)
+{
+    begin_with_arenas(5);
+    fake.answers[CALL_REMAP] = HUGEPAGES_BUSY;
+    fake.answers[CALL_MOVE] = HUGEPAGES_BUSY;
+    CHECK_EQUAL(fork_child(), 0);
+    CHECK_EQUAL(hugepages_state.explicit_count, 0);
+    CHECK_EQUAL(fake.counts[CALL_REMAP_PLAIN], 5);
+    /* The spare mapping goes on serving. */
+    CHECK_EQUAL(fake.counts[CALL_THP], 1);
+    CHECK_EQUAL(fake.counts[CALL_UNMAP], 3);
     end_test();
 }
 
@@ -943,7 +992,15 @@ test_child_gets_copies(void)
     begin_with_arenas(4);
     fake.answers[CALL_RESCUE] = HUGEPAGES_BUSY;
     CHECK_EQUAL(fork_child(), 0);
-    CHECK_EQUAL(fake.sent, 4);
+    CHECK_EQUAL(fake.sent, 5);
+    CHECK_EQUAL(hugepages_state.explicit_count, 4);
+    end_test();
+
+    begin_with_arenas(4);
+    fake.answers[CALL_RESCUE] = HUGEPAGES_BUSY;
+    fake.answers[CALL_LINE] = HUGEPAGES_BUSY;
+    CHECK_EQUAL(fork_child(), 0);
+    CHECK_EQUAL(fake.sent, 0);
     CHECK_EQUAL(hugepages_state.explicit_count, 4);
     end_test();
 
@@ -985,13 +1042,13 @@ test_child_gets_no_copies(void)
 
     begin_with_arenas(4);
     fake.answers[CALL_RESCUE] = HUGEPAGES_BUSY;
-    fake.answers[CALL_LINE] = HUGEPAGES_BUSY;
+    fake.answers[CALL_SHARED] = HUGEPAGES_BUSY;
     check_child_exits(reason);
     CHECK_EQUAL(fake.slept, 0);
 
     begin_with_arenas(4);
     fake.answers[CALL_RESCUE] = HUGEPAGES_BUSY;
-    /* The memory for talking; that for the copies cannot be had. */
+    /* The line, the memory for talking; that for the copies cannot be had. */
     fake.fault_at = 3;
     fake.fault_answer = HUGEPAGES_BUSY;
     check_child_exits(reason);
@@ -1014,6 +1071,7 @@ test_child_exits(void)
     begin_with_arenas(2);
     fake.answers[CALL_REMAP] = HUGEPAGES_BUSY;
     fake.answers[CALL_MOVE] = HUGEPAGES_BUSY;
+    fake.answers[CALL_REMAP_PLAIN] = HUGEPAGES_BUSY;
     check_child_exits("out of memory");
 }
 
@@ -1026,8 +1084,16 @@ test_child_without_talk(void)
         fake.answers[kinds[i]] = HUGEPAGES_BUSY;
         CHECK_EQUAL(fork_child(), 0);
         CHECK_EQUAL(hugepages_state.explicit_count, 3);
+        /* Without shared memory it tells of each arena. */
+        CHECK_EQUAL(fake.sent, kinds[i] == CALL_LINE ? 0 : 3);
         end_test();
     }
+    begin_with_arenas(3);
+    fake.answers[CALL_SHARED] = HUGEPAGES_BUSY;
+    fake.answers[CALL_LINE] = HUGEPAGES_BUSY;
+    CHECK_EQUAL(fork_child(), 0);
+    CHECK_EQUAL(hugepages_state.explicit_count, 3);
+    end_test();
 }
 
 // --- tests: the parent -----------------------------------------------------
@@ -1066,8 +1132,9 @@ test_parent_copies(void)
     begin_with_arenas(4);
     STEPS({HUGEPAGES_SENT, 4, 4}, {HUGEPAGES_SENT, 3, 3},
           {HUGEPAGES_TIME_IS_UP, 2, 3}, {HUGEPAGES_SENT, 1, 1},
-          {HUGEPAGES_TIME_IS_UP, 0, 1});
+          {HUGEPAGES_SENT, 0, 1}, {HUGEPAGES_SENT, 0, 1});
     fork_parent();
+    /* It does not wait for the line to be closed. */
     CHECK_EQUAL(fake.next_step, 5);
     check_copies(4, "1011");
     CHECK_EQUAL(hugepages_fork.talk->copied_all, 0);
@@ -1081,9 +1148,9 @@ test_parent_ignores_nonsense(void)
 {
     begin_with_arenas(4);
     STEPS({HUGEPAGES_SENT, 4, 0}, {HUGEPAGES_SENT, 4, 5},
-          {HUGEPAGES_SENT, 4, UINT32_MAX});
+          {HUGEPAGES_SENT, 4, UINT32_MAX}, {HUGEPAGES_SENT, 4, 0});
     fork_parent();
-    CHECK_EQUAL(fake.next_step, 3);
+    CHECK_EQUAL(fake.next_step, 4);
     check_copies(4, "0000");
     end_test();
 }
@@ -1135,17 +1202,58 @@ test_parent_cannot_copy(void)
 }
 
 static void
+test_parent_without_line(void)
+{
+    begin_with_arenas(4);
+    fake.answers[CALL_LINE] = HUGEPAGES_BUSY;
+    STEPS({HUGEPAGES_TIME_IS_UP, 4, 0}, {HUGEPAGES_SENT, 4, 4},
+          {HUGEPAGES_TIME_IS_UP, 3, 4}, {HUGEPAGES_SENT, 1, 1},
+          {HUGEPAGES_TIME_IS_UP, 0, 1});
+    fork_parent();
+    CHECK_EQUAL(fake.slept, 5);
+    check_copies(4, "1001");
+    CHECK_EQUAL(hugepages_fork.talk->copied_all, 0);
+    end_test();
+
+    /* The child gets somewhere, and then nowhere. */
+    begin_with_arenas(4);
+    fake.answers[CALL_LINE] = HUGEPAGES_BUSY;
+    STEPS({HUGEPAGES_TIME_IS_UP, 4, 0}, {HUGEPAGES_TIME_IS_UP, 4, 0},
+          {HUGEPAGES_TIME_IS_UP, 2, 0});
+    fork_parent();
+    CHECK_EQUAL(fake.slept, 3 + HUGEPAGES_PATIENCE);
+    check_copies(4, "1100");
+    CHECK_EQUAL(hugepages_fork.talk->copied_all, 1);
+    end_test();
+}
+
+static void
+test_parent_without_memory(void)
+{
+    static const call_kind kinds[] = {CALL_SHARED, CALL_OPEN};
+    for (int i = 0; i < 2; i++) {
+        for (int is_stopped = 0; is_stopped < 2; is_stopped++) {
+            begin_with_arenas(3);
+            fake.answers[kinds[i]] = HUGEPAGES_BUSY;
+            STEPS({HUGEPAGES_SENT, 2, 0}, {HUGEPAGES_SENT, 1, 0},
+                  {HUGEPAGES_SENT, 0, 0}, {HUGEPAGES_TIME_IS_UP, 0, 0});
+            fake.step_count -= !is_stopped;
+            fork_parent();
+            CHECK_EQUAL(fake.next_step, fake.step_count);
+            end_test();
+        }
+    }
+}
+
+static void
 test_parent_without_talk(void)
 {
-    static const call_kind kinds[] = {CALL_SHARED, CALL_OPEN, CALL_LINE};
-    for (int i = 0; i < 3; i++) {
-        begin_with_arenas(3);
-        fake.answers[kinds[i]] = HUGEPAGES_BUSY;
-        fork_parent();
-        /* It gives the child some time, per arena. */
-        CHECK(fake.slept >= 3 && fake.slept < 3 * 100);
-        end_test();
-    }
+    begin_with_arenas(3);
+    fake.answers[CALL_SHARED] = HUGEPAGES_BUSY;
+    fake.answers[CALL_LINE] = HUGEPAGES_BUSY;
+    fork_parent();
+    CHECK_EQUAL(fake.slept, 3 * HUGEPAGES_BLIND_PATIENCE);
+    end_test();
 }
 
 // --- tests: faults ---------------------------------------------------------
@@ -1286,6 +1394,7 @@ const testhugepages_test testhugepages_fork_policy_tests[] = {
     {"fork_policy_nothing_to_do", test_nothing_to_do},
     {"fork_policy_child_remaps", test_child_remaps},
     {"fork_policy_child_moves", test_child_moves},
+    {"fork_policy_child_cannot_move", test_child_cannot_move},
     {"fork_policy_child_moves_some", test_child_moves_some},
     {"fork_policy_child_never", test_child_never},
     {"fork_policy_child_switched_off", test_child_switched_off},
@@ -1301,6 +1410,8 @@ const testhugepages_test testhugepages_fork_policy_tests[] = {
     {"fork_policy_parent_ignores_nonsense", test_parent_ignores_nonsense},
     {"fork_policy_parent_time_is_up", test_parent_time_is_up},
     {"fork_policy_parent_cannot_copy", test_parent_cannot_copy},
+    {"fork_policy_parent_without_line", test_parent_without_line},
+    {"fork_policy_parent_without_memory", test_parent_without_memory},
     {"fork_policy_parent_without_talk", test_parent_without_talk},
     {"fork_policy_each_single_fault", test_each_single_fault},
     {"fork_policy_random_sequences", test_random_sequences},

@@ -28,13 +28,17 @@
    its end of the line.  A child that is stopped, or gets no processor, does
    neither.  When it has not done one arena in HUGEPAGES_PATIENCE, the parent
    copies the arenas that are left and goes on; the child finds the copies if
-   it comes back.  That is safe at any time, and only costs memory, so the
-   bound need not be generous.  An arena takes a third of a millisecond.
+   it comes back.  That is safe at any time, and costs as much memory as a
+   child without a pool takes, so the bound need not be generous.  An arena
+   takes a third of a millisecond.
 
-   Where there is no memory or no file descriptor left for talking, the child
-   does the same by itself, and the parent gives it some time.  A child that
-   can make an arena its own in no way exits with a message, for then any
-   access might end it with a signal, or with wrong data.
+   Without file descriptors for the line, the parent looks at the shared memory
+   every millisecond; a child that is gone, or that fork() did not make, looks
+   to it like a stopped one.  Without shared memory, the child cannot get
+   copies, and tells over the line how far it is.  Without either, the parent
+   just gives it some time.  A child that can make an arena its own in no way
+   exits with a message, for then any access might end it with a signal, or
+   with wrong data.
 
    Signals are blocked from before the fork until both are done: a handler
    could look at objects of an arena that is between two mappings.
@@ -46,7 +50,8 @@
 
 /* In milliseconds: how long the parent waits for a sign of progress; how long
    the child waits for a copy that it has asked for; the time that a child
-   that cannot talk is given for each arena, thirty times what it takes. */
+   that cannot give a sign is given for each arena, thirty times what it
+   takes. */
 #define HUGEPAGES_PATIENCE 1000
 #define HUGEPAGES_COPY_PATIENCE 10000
 #define HUGEPAGES_BLIND_PATIENCE 10
@@ -74,10 +79,10 @@ typedef struct {
 static struct {
     /* Number of explicit arenas; 0: nothing is to be done. */
     size_t count;
-    /* NULL: parent and child cannot talk. */
-    hugepages_talk *talk;
+    int has_line;
     int line[2];
-    /* Shared memory: room for a copy of each arena, or NULL. */
+    /* Shared memory, or NULL: what is said; room for a copy of each arena. */
+    hugepages_talk *talk;
     char *copies;
     /* The child's spare mapping, or NULL. */
     void *spare;
@@ -100,8 +105,10 @@ hugepages_close_talk(void)
         hugepages_unmap_shared(hugepages_fork.copies,
                                hugepages_fork.count * ARENA_SIZE);
     }
-    hugepages_unmap_shared(hugepages_fork.talk,
-                           hugepages_state.system.base_page_size);
+    if (hugepages_fork.talk != NULL) {
+        hugepages_unmap_shared(hugepages_fork.talk,
+                               hugepages_state.system.base_page_size);
+    }
 }
 
 static void
@@ -111,6 +118,8 @@ hugepages_open_talk(void)
     void *shared;
     int os_error;
 
+    hugepages_fork.has_line =
+        hugepages_os_open_line(hugepages_fork.line, &os_error) == HUGEPAGES_OK;
     hugepages_fork.talk = NULL;
     hugepages_fork.copies = NULL;
     if (hugepages_os_map_shared(page_size, &shared, &os_error)
@@ -118,9 +127,8 @@ hugepages_open_talk(void)
     {
         return;
     }
-    if (hugepages_os_open_shared(shared, page_size, &os_error) != HUGEPAGES_OK
-        || hugepages_os_open_line(hugepages_fork.line, &os_error)
-           != HUGEPAGES_OK)
+    if (hugepages_os_open_shared(shared, page_size, &os_error)
+        != HUGEPAGES_OK)
     {
         hugepages_unmap_shared(shared, page_size);
         return;
@@ -169,7 +177,9 @@ hugepages_serve_child(void)
 {
     hugepages_talk *talk = hugepages_fork.talk;
     uint32_t wanted = _Py_atomic_load_uint32(&talk->wanted);
-    if (wanted == 0 || wanted > hugepages_fork.count) {
+    if (wanted == _Py_atomic_load_uint32(&talk->copied)
+        || wanted > hugepages_fork.count)
+    {
         return;
     }
     if (hugepages_copy_for_child(wanted - 1) == 0) {
@@ -181,10 +191,10 @@ hugepages_serve_child(void)
 }
 
 static void
-hugepages_copy_rest_for_child(uint32_t left)
+hugepages_copy_rest_for_child(size_t left)
 {
     hugepages_talk *talk = hugepages_fork.talk;
-    for (uint32_t i = 0; i < left; i++) {
+    for (size_t i = 0; i < left; i++) {
         if (hugepages_copy_for_child(i) < 0) {
             _Py_atomic_store_uint32(&talk->cannot_copy, 1);
             return;
@@ -193,27 +203,51 @@ hugepages_copy_rest_for_child(uint32_t left)
     _Py_atomic_store_uint32(&talk->copied_all, 1);
 }
 
+/* Wait for the child's next sign, or for some time. */
+static hugepages_event
+hugepages_wait_for_sign(int *milliseconds)
+{
+    if (hugepages_fork.has_line) {
+        *milliseconds = HUGEPAGES_PATIENCE;
+        return hugepages_os_wait(hugepages_fork.line[0], *milliseconds);
+    }
+    *milliseconds = 1;
+    hugepages_os_sleep(*milliseconds);
+    return HUGEPAGES_TIME_IS_UP;
+}
+
 static void
 hugepages_wait_for_child(void)
 {
-    const uint32_t *left = &hugepages_fork.talk->left;
-    uint32_t left_before = _Py_atomic_load_uint32(left);
-    for (;;) {
-        switch (hugepages_os_wait(hugepages_fork.line[0], HUGEPAGES_PATIENCE))
-        {
-        case HUGEPAGES_CLOSED:
+    const hugepages_talk *talk = hugepages_fork.talk;
+    size_t left = hugepages_fork.count;
+    size_t patience = HUGEPAGES_PATIENCE;
+    if (!hugepages_fork.has_line && talk == NULL) {
+        patience = left * HUGEPAGES_BLIND_PATIENCE;
+    }
+    for (size_t waited = 0; waited < patience; ) {
+        int milliseconds;
+        hugepages_event event = hugepages_wait_for_sign(&milliseconds);
+        size_t left_before = left;
+        if (event == HUGEPAGES_CLOSED) {
             return;
-        case HUGEPAGES_SENT:
-            hugepages_serve_child();
-            break;
-        case HUGEPAGES_TIME_IS_UP:
-            if (_Py_atomic_load_uint32(left) == left_before) {
-                hugepages_copy_rest_for_child(left_before);
+        }
+        if (talk != NULL) {
+            left = _Py_atomic_load_uint32(&talk->left);
+            if (left == 0) {
                 return;
             }
-            left_before = _Py_atomic_load_uint32(left);
-            break;
+            hugepages_serve_child();
         }
+        if (event == HUGEPAGES_SENT || left != left_before) {
+            waited = 0;
+        }
+        else {
+            waited += (size_t)milliseconds;
+        }
+    }
+    if (talk != NULL) {
+        hugepages_copy_rest_for_child(left);
     }
 }
 
@@ -221,16 +255,14 @@ static void
 hugepages_after_fork_in_parent(void)
 {
     if (hugepages_fork.count > 0) {
-        if (hugepages_fork.talk != NULL) {
+        if (hugepages_fork.has_line) {
             hugepages_os_close_line(hugepages_fork.line[1]);
-            hugepages_wait_for_child();
+        }
+        hugepages_wait_for_child();
+        if (hugepages_fork.has_line) {
             hugepages_os_close_line(hugepages_fork.line[0]);
-            hugepages_close_talk();
         }
-        else {
-            hugepages_os_sleep((int)hugepages_fork.count
-                               * HUGEPAGES_BLIND_PATIENCE);
-        }
+        hugepages_close_talk();
         hugepages_os_unblock_signals();
     }
     hugepages_os_unlock();
@@ -250,7 +282,9 @@ hugepages_fetch_copy(size_t index)
     }
     uint32_t wanted = (uint32_t)index + 1;
     _Py_atomic_store_uint32(&talk->wanted, wanted);
-    hugepages_os_send(hugepages_fork.line[1]);
+    if (hugepages_fork.has_line) {
+        hugepages_os_send(hugepages_fork.line[1]);
+    }
     int waited = 0;
     while (_Py_atomic_load_uint32(&talk->copied) != wanted
            && !_Py_atomic_load_uint32(&talk->copied_all))
@@ -320,34 +354,53 @@ hugepages_own(size_t index)
         }
     }
     if (hugepages_os_move(hugepages_fork.spare, arena, ARENA_SIZE, &os_error)
-        != HUGEPAGES_OK)
+        == HUGEPAGES_OK)
     {
+        hugepages_fork.spare = NULL;
+    }
+    else if (hugepages_os_remap_plain(arena, ARENA_SIZE, &os_error)
+             == HUGEPAGES_OK)
+    {
+        memcpy(arena, hugepages_fork.spare, ARENA_SIZE);
+    }
+    else {
         hugepages_os_exit(HUGEPAGES_FORK_MESSAGE("out of memory"));
     }
-    hugepages_fork.spare = NULL;
     /* The one that takes its place was made the child's own before. */
     hugepages_remove_explicit(index);
+}
+
+/* Tell the parent that only the first arenas are left, so many. */
+static void
+hugepages_tell_parent(size_t left)
+{
+    if (hugepages_fork.talk != NULL) {
+        _Py_atomic_store_uint32(&hugepages_fork.talk->left, (uint32_t)left);
+    }
+    /* That the line is closed would tell it as well that none is left, unless
+       another process has got the end of the line, from a vfork(). */
+    if (hugepages_fork.has_line && (hugepages_fork.talk == NULL || left == 0))
+    {
+        hugepages_os_send(hugepages_fork.line[1]);
+    }
 }
 
 static void
 hugepages_after_fork_in_child(void)
 {
     if (hugepages_fork.count > 0) {
-        hugepages_talk *talk = hugepages_fork.talk;
-        if (talk != NULL) {
+        if (hugepages_fork.has_line) {
             hugepages_os_close_line(hugepages_fork.line[0]);
         }
         hugepages_fork.spare = NULL;
         for (size_t i = hugepages_fork.count; i-- > 0; ) {
             hugepages_own(i);
-            if (talk != NULL) {
-                _Py_atomic_store_uint32(&talk->left, (uint32_t)i);
-            }
+            hugepages_tell_parent(i);
         }
-        if (talk != NULL) {
+        if (hugepages_fork.has_line) {
             hugepages_os_close_line(hugepages_fork.line[1]);
-            hugepages_close_talk();
         }
+        hugepages_close_talk();
         if (hugepages_fork.spare != NULL) {
             hugepages_unmap(hugepages_fork.spare, ARENA_SIZE);
         }

@@ -60,16 +60,16 @@ static hugepages_result hugepages_os_open_shared(void *address, size_t size,
 /* Copy size bytes of explicit pages that are shared with the parent, and that
    the system may take away at any moment.
 
-   Return HUGEPAGES_OK; HUGEPAGES_BUSY if the pages are gone; HUGEPAGES_NEVER if
-   the hardware has lost them, in both processes.  Then the content of target
-   is unspecified. */
+   Return HUGEPAGES_OK; HUGEPAGES_BUSY if the pages are gone or cannot be read
+   safely; HUGEPAGES_NEVER if the hardware has lost them, in both processes.
+   Unless it is HUGEPAGES_OK, the content of target is unspecified. */
 static hugepages_result hugepages_os_rescue(void *target, const void *source,
                                             size_t size);
 
 /* Put explicit pages of this process in the place of those at address, as
    hugepages_os_map_explicit() would map them.  The content is lost.  If it
    fails, then what is at address must not be accessed until
-   hugepages_os_move() has put something there. */
+   something else was put there. */
 static hugepages_result hugepages_os_remap_explicit(void *address, size_t size,
                                                     int *os_error);
 
@@ -77,6 +77,11 @@ static hugepages_result hugepages_os_remap_explicit(void *address, size_t size,
    there.  Return HUGEPAGES_OK or HUGEPAGES_BUSY. */
 static hugepages_result hugepages_os_move(void *from, void *to, size_t size,
                                           int *os_error);
+
+/* Put zeroed plain memory at an address, in the place of whatever is there.
+   Return HUGEPAGES_OK or HUGEPAGES_BUSY. */
+static hugepages_result hugepages_os_remap_plain(void *address, size_t size,
+                                                 int *os_error);
 
 /* Print a line on stderr and end this process with status 1, at once and
    without a signal. */

@@ -171,6 +171,7 @@ hugepages_linux_on_bus_error(int Py_UNUSED(signal_number), siginfo_t *info,
 static hugepages_result
 hugepages_os_rescue(void *target, const void *source, size_t size)
 {
+    int saved_errno = errno;
     struct sigaction action, saved_action;
     sigset_t bus_signal, saved_mask;
 
@@ -179,7 +180,10 @@ hugepages_os_rescue(void *target, const void *source, size_t size)
     action.sa_sigaction = hugepages_linux_on_bus_error;
     action.sa_flags = SA_SIGINFO;
     (void)sigfillset(&action.sa_mask);
-    (void)sigaction(SIGBUS, &action, &saved_action);
+    if (sigaction(SIGBUS, &action, &saved_action) != 0) {
+        errno = saved_errno;
+        return HUGEPAGES_BUSY;
+    }
     (void)sigemptyset(&bus_signal);
     (void)sigaddset(&bus_signal, SIGBUS);
     (void)pthread_sigmask(SIG_UNBLOCK, &bus_signal, &saved_mask);
@@ -207,26 +211,28 @@ hugepages_os_remap_explicit(void *address, size_t size, int *os_error)
     return hugepages_linux_map_explicit(address, size, &address, os_error);
 }
 
+/* It fails where a seccomp filter forbids it, or vm.max_map_count is near. */
 static hugepages_result
 hugepages_os_move(void *from, void *to, size_t size, int *os_error)
 {
     int saved_errno = errno;
-    hugepages_result result = HUGEPAGES_OK;
     if (mremap(from, size, size, MREMAP_MAYMOVE | MREMAP_FIXED, to)
         == MAP_FAILED)
     {
-        /* Forbidden by a seccomp filter, or vm.max_map_count is near. */
-        *os_error = hugepages_linux_mmap(to, size, MAP_FIXED, &to);
-        if (*os_error != 0) {
-            result = HUGEPAGES_BUSY;
-        }
-        else {
-            memcpy(to, from, size);
-            (void)munmap(from, size);
-        }
+        *os_error = errno;
+        errno = saved_errno;
+        return HUGEPAGES_BUSY;
     }
+    return HUGEPAGES_OK;
+}
+
+static hugepages_result
+hugepages_os_remap_plain(void *address, size_t size, int *os_error)
+{
+    int saved_errno = errno;
+    *os_error = hugepages_linux_mmap(address, size, MAP_FIXED, &address);
     errno = saved_errno;
-    return result;
+    return *os_error == 0 ? HUGEPAGES_OK : HUGEPAGES_BUSY;
 }
 
 static void

@@ -507,45 +507,21 @@ sys.stdin.readline()
                 self.assertIn('stopped by SIGSTOP', log)
 
     def test_no_descriptors(self):
-        # Parent and child have no pipe to talk over.  The parent gives the
-        # child some time; a child that did not get a processor in it, and
-        # finds that the parent has written, exits with a message.
+        # Parent and child have no pipe to talk over, but shared memory.
         import_helper.import_module('resource')
-        script = '\n'.join(['parent_first = False', OBJECTS, '''
-import resource
-soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-pid = os.fork()
-if pid == 0:
-    leave(child)
-code = wait(pid)
-resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-check(objects)
-change(objects, 4)
-check(objects, 4)
-report(objects[::50])
-sys.exit(code)
-'''])
-        # report() in the child opens files.
-        script = script.replace('report(objects[::50], family())', 'pass', 1)
-
-        def run():
-            result = subprocess.run(
-                [sys.executable, *child_args('on', script)],
-                capture_output=True)
-            self.assertIn(result.returncode, (0, 1), result.stderr)
-            if result.returncode:
-                self.assertTrue(result.stderr.startswith(MESSAGE),
-                                result.stderr)
-                self.assertEqual(result.stderr.count(b'\n'), 1,
-                                 result.stderr)
-            else:
-                self.assertEqual(result.stderr, b'')
-            return snapshots(result.stdout)
-
-        for pool in POOLS:
-            with self.subTest(pool=pool):
-                self.run_with_pool(pool, run)
+        way = '''
+            import resource
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+            pid = os.fork()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            if pid == 0:
+                leave(child)
+            parent()
+            status = wait(pid)
+        '''
+        for parent_first in False, True:
+            self.check_way(way, parent_first=parent_first)
 
     def check_no_memory(self, limit, field):
         import_helper.import_module('resource')
