@@ -495,6 +495,10 @@ hugepages_os_sleep(int milliseconds)
         return;
     }
     hugepages_talk *talk = hugepages_fork.talk;
+    if (talk == NULL) {
+        FAIL("the child waits for what it cannot ask for");
+        return;
+    }
     CHECK(talk->wanted >= 1 && talk->wanted <= hugepages_fork.count);
     switch (fake.parent) {
     case PARENT_COPIES:
