@@ -237,7 +237,9 @@ fake_poll(struct pollfd *line, nfds_t count, int milliseconds)
 #define nanosleep fake_nanosleep
 #define poll fake_poll
 #define _PyMem_SetHugePages fork_set_huge_pages
+#define _PyMem_GetHugePagesStats fork_get_stats
 #include "../Include/internal/pycore_hugepages.h"
+#include "../Objects/hugepages/stats.c"
 #include "../Objects/hugepages/arena.c"
 #include "../Objects/hugepages/fork.c"
 #include "../Objects/hugepages/os_linux.c"
@@ -390,11 +392,14 @@ free_arenas(void)
     while (arena_count > 0) {
         hugepages_free(arenas[--arena_count], ARENA_SIZE);
     }
-    CHECK_EQUAL(hugepages_state.explicit_count, 0);
-    if (hugepages_state.explicit_table_size > 0) {
-        CHECK_EQUAL(munmap(hugepages_state.explicit_arenas,
-                           hugepages_state.explicit_table_size), 0);
-        hugepages_state.explicit_table_size = 0;
+    CHECK_EQUAL(hugepages_explicit->count, 0);
+    for (int i = 0; i < HUGEPAGES_PLAIN; i++) {
+        hugepages_table *table = &hugepages_state.arenas[i];
+        if (table->size > 0) {
+            CHECK_EQUAL(munmap(table->addresses, table->size), 0);
+            table->addresses = NULL;
+            table->size = 0;
+        }
     }
 }
 
@@ -433,8 +438,8 @@ check_table(void)
 {
     int count = 0;
     for (int i = 0; i < arena_count; i++) {
-        int found = hugepages_find_explicit(arenas[i])
-                    < hugepages_state.explicit_count;
+        size_t index;
+        int found = hugepages_find(arenas[i], &index) == HUGEPAGES_EXPLICIT;
         CHECK_EQUAL(is_explicit(arenas[i]), found);
         if (found) {
             check_hugetlb(arenas[i]);
@@ -442,7 +447,12 @@ check_table(void)
         CHECK_EQUAL((uintptr_t)arenas[i] % ARENA_SIZE, 0);
         count += found;
     }
-    CHECK_EQUAL(hugepages_state.explicit_count, count);
+    CHECK_EQUAL(hugepages_explicit->count, count);
+
+    _PyMem_HugePagesStats stats;
+    fork_get_stats(&stats);
+    CHECK_EQUAL(stats.hugetlb.now, count);
+    CHECK_EQUAL(stats.thp.now + stats.plain.now, arena_count - count);
     return count;
 }
 

@@ -16,7 +16,11 @@
 #define BASE_PAGE_SIZE ((size_t)1 << 10)
 
 #define _PyMem_SetHugePages fork_policy_set_huge_pages
+#define _PyMem_GetHugePagesStats fork_policy_get_stats
 #include "../Include/internal/pycore_hugepages.h"
+/* Few, so that tables grow often. */
+#define HUGEPAGES_FIRST_ENTRIES 4
+#include "../Objects/hugepages/stats.c"
 #include "../Objects/hugepages/arena.c"
 #include "../Objects/hugepages/fork.c"
 
@@ -50,7 +54,8 @@ typedef enum {
     INHERITED,          // explicit, of the parent
     RESCUED,            // the same, and its content was asked for
     HOLE,               // must not be accessed
-    OTHER,              // plain memory or THP
+    THP,
+    PLAIN,
     SHARED,
     UNMAPPED,           // kept for a look at the content
 } memory_kind;
@@ -286,14 +291,14 @@ static hugepages_result
 hugepages_os_map_thp(size_t size, void **address, int *os_error)
 {
     CHECK(fake.side != IN_PARENT);
-    return fake_map(CALL_THP, OTHER, size, address, os_error);
+    return fake_map(CALL_THP, THP, size, address, os_error);
 }
 
 static hugepages_result
 hugepages_os_map_plain(size_t size, void **address, int *os_error)
 {
     CHECK(fake.side != IN_PARENT);
-    return fake_map(CALL_PLAIN, OTHER, size, address, os_error);
+    return fake_map(CALL_PLAIN, PLAIN, size, address, os_error);
 }
 
 static hugepages_result
@@ -427,7 +432,7 @@ is_copied(size_t index)
 {
     const unsigned char *copy =
         (const unsigned char *)hugepages_fork.copies + index * ARENA_SIZE;
-    return memcmp(copy, hugepages_state.explicit_arenas[index],
+    return memcmp(copy, hugepages_explicit->addresses[index],
                   ARENA_SIZE) == 0;
 }
 
@@ -517,6 +522,12 @@ hugepages_os_sleep(int milliseconds)
     }
 }
 
+static const char *
+hugepages_os_error_name(int os_error)
+{
+    return os_error == 1 ? "FAKE" : NULL;
+}
+
 // --- in the child ----------------------------------------------------------
 
 static hugepages_result
@@ -528,14 +539,14 @@ hugepages_os_rescue(void *target, const void *source, size_t size)
     mapping *arena = require_mapping(source, size, "rescue");
     mapping *spare = require_mapping(target, size, "rescue to");
     CHECK_EQUAL(arena->kind, INHERITED);
-    CHECK_EQUAL(spare->kind, OTHER);
+    CHECK(spare->kind == THP || spare->kind == PLAIN);
     arena->kind = RESCUED;
     fake.remap_refused = 0;
     fake.move_refused = 0;
     /* The parent knows how far the child is. */
     if (hugepages_fork.talk != NULL) {
         uint32_t left = hugepages_fork.talk->left;
-        CHECK(left > 0 && hugepages_state.explicit_arenas[left - 1] == source);
+        CHECK(left > 0 && hugepages_explicit->addresses[left - 1] == source);
     }
     if (answer == HUGEPAGES_OK) {
         memcpy(target, source, size);
@@ -583,7 +594,7 @@ hugepages_os_move(void *from, void *to, size_t size, int *os_error)
     hugepages_result answer = fake_answer(CALL_MOVE);
     mapping *spare = require_mapping(from, size, "move from");
     mapping *arena = require_mapping(to, size, "move to");
-    CHECK_EQUAL(spare->kind, OTHER);
+    CHECK(spare->kind == THP || spare->kind == PLAIN);
     /* Explicit pages were asked for first, if they may be. */
     if (!fake.remap_never
         && (hugepages_tiers() & PYMALLOC_HUGEPAGES_HUGETLB))
@@ -598,8 +609,8 @@ hugepages_os_move(void *from, void *to, size_t size, int *os_error)
     }
     memcpy(to, from, size);
     memset(from, 0xDE, size);
+    arena->kind = spare->kind;
     spare->kind = UNMAPPED;
-    arena->kind = OTHER;
     return answer;
 }
 
@@ -617,7 +628,7 @@ hugepages_os_remap_plain(void *address, size_t size, int *os_error)
         return answer;
     }
     memset(address, 0, size);
-    arena->kind = OTHER;
+    arena->kind = PLAIN;
     return answer;
 }
 
@@ -641,6 +652,7 @@ static void
 begin_test(void)
 {
     memset(&hugepages_state, 0, sizeof(hugepages_state));
+    memset(&hugepages_stats, 0, sizeof(hugepages_stats));
     memset(&hugepages_fork, 0xFF, sizeof(hugepages_fork));
     memset(&fake, 0, sizeof(fake));
     fake.fault_at = -1;
@@ -663,7 +675,7 @@ check_content(const mapping *held)
 static void
 check_all(void)
 {
-    size_t explicit_count = 0;
+    size_t counts[UNMAPPED + 1] = {0};
     CHECK(!fake.locked);
     CHECK(!fake.blocked);
     CHECK(!fake.end_open[0] && !fake.end_open[1]);
@@ -680,7 +692,8 @@ check_all(void)
             }
         }
         if (mapped->held) {
-            CHECK(mapped->kind == EXPLICIT || mapped->kind == OTHER);
+            CHECK(mapped->kind == EXPLICIT || mapped->kind == THP
+                  || mapped->kind == PLAIN);
             check_content(mapped);
         }
         int stray = 0;
@@ -690,21 +703,39 @@ check_all(void)
             stray += ((unsigned char *)node == mapped->address
                       && mapped->kind != UNMAPPED);
         }
-        int table = (void **)mapped->address == hugepages_state.explicit_arenas
-                    && mapped->kind != UNMAPPED;
+        int table = 0;
+        for (int j = 0; j < HUGEPAGES_PLAIN; j++) {
+            table += (void *)mapped->address
+                     == (void *)hugepages_state.arenas[j].addresses
+                     && mapped->kind != UNMAPPED;
+        }
         if (mapped->kind == UNMAPPED || mapped->kind == SHARED) {
             CHECK_EQUAL(mapped->held + stray + table, 0);
         }
         else {
             CHECK_EQUAL(mapped->held + stray + table, 1);
         }
+        counts[mapped->kind] += (mapped->size == ARENA_SIZE && !table);
         if (mapped->kind == EXPLICIT) {
-            explicit_count++;
-            CHECK(hugepages_find_explicit(mapped->address)
-                  < hugepages_state.explicit_count);
+            size_t index;
+            CHECK_EQUAL(hugepages_find(mapped->address, &index),
+                        HUGEPAGES_EXPLICIT);
         }
     }
-    CHECK_EQUAL(hugepages_state.explicit_count, explicit_count);
+    CHECK_EQUAL(hugepages_explicit->count, counts[EXPLICIT]);
+
+    /* What could not be told from plain memory later counts as such. */
+    _PyMem_HugePagesStats stats;
+    fork_policy_get_stats(&stats);
+    CHECK_EQUAL(stats.hugetlb.now, counts[EXPLICIT]);
+    CHECK(stats.thp.now <= counts[THP]);
+    CHECK_EQUAL(stats.thp.now, hugepages_state.arenas[HUGEPAGES_THP].count);
+    CHECK_EQUAL(stats.thp.now + stats.plain.now, counts[THP] + counts[PLAIN]);
+    if (fake.fault_at < 0 && fake.random_state == 0
+        && hugepages_state.strays == NULL)
+    {
+        CHECK_EQUAL(stats.thp.now, counts[THP]);
+    }
 }
 
 static unsigned char *
@@ -774,7 +805,7 @@ before_fork(void)
     memset(fake.copied, 0, sizeof(fake.copied));
     hugepages_before_fork();
     CHECK(fake.locked);
-    CHECK_EQUAL(fake.blocked, hugepages_state.explicit_count > 0);
+    CHECK_EQUAL(fake.blocked, hugepages_explicit->count > 0);
 }
 
 static void
@@ -827,7 +858,7 @@ begin_with_arenas(int count)
     for (int i = 0; i < count; i++) {
         CHECK(alloc_arena() != NULL);
     }
-    CHECK_EQUAL(hugepages_state.explicit_count, count);
+    CHECK_EQUAL(hugepages_explicit->count, count);
     fake.answers[CALL_EXPLICIT] = HUGEPAGES_BUSY;
     CHECK(alloc_arena() != NULL);
     fake.answers[CALL_EXPLICIT] = HUGEPAGES_OK;
@@ -853,7 +884,7 @@ test_child_remaps(void)
 {
     begin_with_arenas(5);
     CHECK_EQUAL(fork_child(), 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 5);
+    CHECK_EQUAL(hugepages_explicit->count, 5);
     CHECK_EQUAL(fake.counts[CALL_RESCUE], 5);
     CHECK_EQUAL(fake.counts[CALL_REMAP], 5);
     CHECK_EQUAL(fake.counts[CALL_MOVE], 0);
@@ -872,13 +903,13 @@ test_child_moves(void)
     begin_with_arenas(5);
     fake.answers[CALL_REMAP] = HUGEPAGES_BUSY;
     CHECK_EQUAL(fork_child(), 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 0);
+    CHECK_EQUAL(hugepages_explicit->count, 0);
     CHECK_EQUAL(fake.counts[CALL_REMAP], 5);
     CHECK_EQUAL(fake.counts[CALL_MOVE], 5);
     CHECK_EQUAL(fake.counts[CALL_THP], 5);
     /* Busy is not for ever. */
     CHECK(alloc_arena() != NULL);
-    CHECK_EQUAL(hugepages_state.explicit_count, 1);
+    CHECK_EQUAL(hugepages_explicit->count, 1);
     end_test();
 }
 
@@ -889,7 +920,7 @@ test_child_cannot_move(void)
     fake.answers[CALL_REMAP] = HUGEPAGES_BUSY;
     fake.answers[CALL_MOVE] = HUGEPAGES_BUSY;
     CHECK_EQUAL(fork_child(), 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 0);
+    CHECK_EQUAL(hugepages_explicit->count, 0);
     CHECK_EQUAL(fake.counts[CALL_REMAP_PLAIN], 5);
     /* The spare mapping goes on serving. */
     CHECK_EQUAL(fake.counts[CALL_THP], 1);
@@ -907,7 +938,7 @@ test_child_moves_some(void)
         fake.refused_remaps = refused;
         CHECK_EQUAL(fork_child(), 0);
         int moved = fake.counts[CALL_MOVE];
-        CHECK_EQUAL(moved + (int)hugepages_state.explicit_count, count);
+        CHECK_EQUAL(moved + (int)hugepages_explicit->count, count);
         end_test();
     }
 }
@@ -918,7 +949,7 @@ test_child_never(void)
     begin_with_arenas(5);
     fake.answers[CALL_REMAP] = HUGEPAGES_NEVER;
     CHECK_EQUAL(fork_child(), 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 0);
+    CHECK_EQUAL(hugepages_explicit->count, 0);
     CHECK_EQUAL(fake.counts[CALL_REMAP], 1);
     CHECK_EQUAL(fake.counts[CALL_MOVE], 5);
     CHECK(alloc_arena() != NULL);
@@ -936,7 +967,7 @@ test_child_switched_off(void)
     CHECK_EQUAL(fake.counts[CALL_REMAP], 0);
     CHECK_EQUAL(fake.counts[CALL_MOVE], 3);
     CHECK_EQUAL(fake.counts[CALL_THP], 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 0);
+    CHECK_EQUAL(hugepages_explicit->count, 0);
     end_test();
 }
 
@@ -947,13 +978,13 @@ test_child_strays(void)
     begin_with_arenas(4);
     fake.answers[CALL_UNMAP] = HUGEPAGES_BUSY;
     for (int i = 0; i < 2; i++) {
-        free_arena(hugepages_state.explicit_arenas[i]);
+        free_arena(hugepages_explicit->addresses[i]);
     }
     fake.answers[CALL_UNMAP] = HUGEPAGES_OK;
-    CHECK_EQUAL(hugepages_state.explicit_count, 4);
+    CHECK_EQUAL(hugepages_explicit->count, 4);
     fake.answers[CALL_REMAP] = HUGEPAGES_BUSY;
     CHECK_EQUAL(fork_child(), 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 0);
+    CHECK_EQUAL(hugepages_explicit->count, 0);
     CHECK_EQUAL(fake.counts[CALL_MOVE], 4);
     CHECK(alloc_arena() != NULL);
     CHECK_EQUAL(fake.counts[CALL_EXPLICIT], 0);
@@ -980,10 +1011,10 @@ test_child_of_a_child(void)
     begin_with_arenas(4);
     CHECK_EQUAL(fork_child(), 0);
     CHECK_EQUAL(fork_child(), 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 4);
+    CHECK_EQUAL(hugepages_explicit->count, 4);
     fake.answers[CALL_REMAP] = HUGEPAGES_BUSY;
     CHECK_EQUAL(fork_child(), 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 0);
+    CHECK_EQUAL(hugepages_explicit->count, 0);
     CHECK_EQUAL(fork_child(), 0);
     end_test();
 }
@@ -997,7 +1028,7 @@ test_child_gets_copies(void)
     fake.answers[CALL_RESCUE] = HUGEPAGES_BUSY;
     CHECK_EQUAL(fork_child(), 0);
     CHECK_EQUAL(fake.sent, 5);
-    CHECK_EQUAL(hugepages_state.explicit_count, 4);
+    CHECK_EQUAL(hugepages_explicit->count, 4);
     end_test();
 
     begin_with_arenas(4);
@@ -1005,7 +1036,7 @@ test_child_gets_copies(void)
     fake.answers[CALL_LINE] = HUGEPAGES_BUSY;
     CHECK_EQUAL(fork_child(), 0);
     CHECK_EQUAL(fake.sent, 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 4);
+    CHECK_EQUAL(hugepages_explicit->count, 4);
     end_test();
 
     begin_with_arenas(4);
@@ -1013,7 +1044,7 @@ test_child_gets_copies(void)
     fake.answers[CALL_REMAP] = HUGEPAGES_BUSY;
     fake.parent = PARENT_COPIES_ALL;
     CHECK_EQUAL(fork_child(), 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 0);
+    CHECK_EQUAL(hugepages_explicit->count, 0);
     end_test();
 }
 
@@ -1087,7 +1118,7 @@ test_child_without_talk(void)
         begin_with_arenas(3);
         fake.answers[kinds[i]] = HUGEPAGES_BUSY;
         CHECK_EQUAL(fork_child(), 0);
-        CHECK_EQUAL(hugepages_state.explicit_count, 3);
+        CHECK_EQUAL(hugepages_explicit->count, 3);
         /* Without shared memory it tells of each arena. */
         CHECK_EQUAL(fake.sent, kinds[i] == CALL_LINE ? 0 : 3);
         end_test();
@@ -1096,7 +1127,7 @@ test_child_without_talk(void)
     fake.answers[CALL_SHARED] = HUGEPAGES_BUSY;
     fake.answers[CALL_LINE] = HUGEPAGES_BUSY;
     CHECK_EQUAL(fork_child(), 0);
-    CHECK_EQUAL(hugepages_state.explicit_count, 3);
+    CHECK_EQUAL(hugepages_explicit->count, 3);
     end_test();
 }
 
@@ -1359,7 +1390,7 @@ test_random_sequences(void)
                 }
             }
             else if (choice < 95) {
-                uint32_t left = (uint32_t)hugepages_state.explicit_count;
+                uint32_t left = (uint32_t)hugepages_explicit->count;
                 for (int k = 0; k < 8; k++) {
                     uint32_t step = test_random(&random_state);
                     left -= left > 0 && step & 0x10000;

@@ -135,7 +135,9 @@ fake_open(const char *path, int flags)
 #define syscall fake_rt_sigprocmask
 #define open fake_open
 #define _PyMem_SetHugePages linux_set_huge_pages
+#define _PyMem_GetHugePagesStats linux_get_stats
 #include "../Include/internal/pycore_hugepages.h"
+#include "../Objects/hugepages/stats.c"
 #include "../Objects/hugepages/arena.c"
 #include "../Objects/hugepages/fork.c"
 #include "../Objects/hugepages/os_linux.c"

@@ -42,6 +42,9 @@ test_other_refusals(void)
                 HUGEPAGES_NEVER);
     CHECK_EQUAL(os_error, ENOSYS);
     CHECK(address == NULL);
+    CHECK(strcmp(hugepages_os_error_name(ENOSYS), "ENOSYS") == 0);
+    CHECK(strcmp(hugepages_os_error_name(ENOMEM), "ENOMEM") == 0);
+    CHECK(hugepages_os_error_name(0) == NULL);
 }
 
 static void

@@ -8,7 +8,11 @@
 #include "_testhugepages.h"
 
 #define _PyMem_SetHugePages policy_set_huge_pages
+#define _PyMem_GetHugePagesStats policy_get_stats
 #include "../Include/internal/pycore_hugepages.h"
+/* Few, so that tables grow often. */
+#define HUGEPAGES_FIRST_ENTRIES 4
+#include "../Objects/hugepages/stats.c"
 #include "../Objects/hugepages/arena.c"
 
 // --- the fake OS layer -----------------------------------------------------
@@ -37,15 +41,15 @@ typedef struct {
 } call;
 
 /* The start of a mapping, which is all that there is in memory of an arena or
-   what is larger: arena.c has no business behind it.  The table of explicit
-   arenas is small, and whole. */
+   what is larger: arena.c has no business behind it.  The tables of arenas
+   are small, and whole. */
 #define FAKE_MEMORY_SIZE 256
 
 typedef struct {
     void *address;
     size_t size;
     /* Of a mapping: the call that made it, and whether it was seen in the
-       table of explicit arenas. */
+       table of its kind. */
     call_kind kind;
     int in_table;
 } block;
@@ -75,7 +79,8 @@ static struct {
 
     block mappings[MAX_BLOCKS];
     int mapping_count;
-    int explicit_count;
+    /* Mappings of ARENA_SIZE, by the call that made them. */
+    int mapped[CALL_KINDS];
 } fake;
 
 /* What the contract allows a call to answer. */
@@ -201,7 +206,7 @@ fake_map(call_kind kind, size_t size, void **address, int *os_error)
             exit(1);
         }
         fake.mappings[fake.mapping_count++] = (block){memory, size, kind, 0};
-        fake.explicit_count += (kind == CALL_EXPLICIT);
+        fake.mapped[kind] += (size == ARENA_SIZE);
         *address = memory;
     }
     else {
@@ -257,13 +262,19 @@ hugepages_os_unmap(void *address, size_t size, int *os_error)
     }
     else if (answer == HUGEPAGES_OK) {
         free(address);
-        fake.explicit_count -= (fake.mappings[index].kind == CALL_EXPLICIT);
+        fake.mapped[fake.mappings[index].kind] -= (size == ARENA_SIZE);
         fake.mappings[index] = fake.mappings[--fake.mapping_count];
     }
     if (answer != HUGEPAGES_OK) {
         *os_error = 1;
     }
     return answer;
+}
+
+static const char *
+hugepages_os_error_name(int os_error)
+{
+    return os_error == 1 ? "FAKE" : NULL;
 }
 
 // --- the model -------------------------------------------------------------
@@ -277,10 +288,15 @@ static struct {
     int held_count;
     block strays[MAX_BLOCKS];
     int stray_count;
-    /* The table of explicit arenas, once there is one, and how often one was
-       asked for. */
-    block table;
+    /* The tables of the arenas on explicit pages and on THP, once they are
+       mapped, and how often one was asked for. */
+    block tables[2];
     int table_requests;
+    /* Refusals, by the call. */
+    size_t refusals[CALL_KINDS];
+    /* Of plain memory for an arena. */
+    size_t plain_refusals;
+    _PyMem_HugePagesStats stats;
     /* Index of the first call of the log that is not accounted for. */
     int next_call;
 } model;
@@ -289,6 +305,7 @@ static void
 begin_test(void)
 {
     memset(&hugepages_state, 0, sizeof(hugepages_state));
+    memset(&hugepages_stats, 0, sizeof(hugepages_stats));
     memset(&model, 0, sizeof(model));
     memset(&fake, 0, sizeof(fake));
     fake.system.base_page_size = 4096;
@@ -314,6 +331,7 @@ expect_call(call_kind kind, size_t size)
         return &none;
     }
     const call *made = &fake.calls[model.next_call++];
+    model.refusals[kind] += (made->answer != HUGEPAGES_OK);
     if (made->kind != kind) {
         FAIL("call of %s, expected %s",
              call_names[made->kind], call_names[kind]);
@@ -325,27 +343,107 @@ expect_call(call_kind kind, size_t size)
     return made;
 }
 
-/* The table must hold what is mapped on explicit pages, each once, and nothing
+static const struct {
+    int tier;
+    call_kind kind;
+} huge_tiers[] = {
+    {PYMALLOC_HUGEPAGES_HUGETLB, CALL_EXPLICIT},
+    {PYMALLOC_HUGEPAGES_THP, CALL_THP},
+};
+
+/* A table must hold what is mapped on its kind of pages, each once, and nothing
    else. */
 static void
-check_table(void)
+check_table(int number)
 {
-    CHECK_EQUAL(hugepages_state.explicit_count, fake.explicit_count);
-    CHECK(hugepages_state.explicit_count * sizeof(void *) <= model.table.size);
+    const hugepages_table *table = &hugepages_state.arenas[number];
+    CHECK_EQUAL(table->count, fake.mapped[huge_tiers[number].kind]);
+    CHECK(table->count * sizeof(void *) <= model.tables[number].size
+          || table->count <= HUGEPAGES_FIRST_ENTRIES);
     for (int i = 0; i < fake.mapping_count; i++) {
         fake.mappings[i].in_table = 0;
     }
-    for (size_t i = 0; i < hugepages_state.explicit_count; i++) {
+    for (size_t i = 0; i < table->count; i++) {
         int index = find_block(fake.mappings, fake.mapping_count,
-                               hugepages_state.explicit_arenas[i]);
-        if (index < 0 || fake.mappings[index].kind != CALL_EXPLICIT
+                               table->addresses[i]);
+        if (index < 0 || fake.mappings[index].kind != huge_tiers[number].kind
             || fake.mappings[index].in_table)
         {
-            FAIL("entry %d of the table of explicit arenas is wrong", (int)i);
+            FAIL("entry %d of table %d is wrong", (int)i, number);
             return;
         }
         fake.mappings[index].in_table = 1;
     }
+}
+
+static int
+count_strays(size_t size)
+{
+    int count = 0;
+    for (int i = 0; i < model.stray_count; i++) {
+        count += (model.strays[i].size == size);
+    }
+    return count;
+}
+
+/* so_far is what the figures were after the last operation. */
+static void
+check_figures(const _PyMem_HugePagesTier *tier, int now,
+              _PyMem_HugePagesTier *so_far)
+{
+    CHECK_EQUAL(tier->now, now);
+    if (tier->now > so_far->now) {
+        CHECK_EQUAL(tier->now, so_far->now + 1);
+        CHECK_EQUAL(tier->ever, so_far->ever + 1);
+    }
+    else {
+        CHECK_EQUAL(tier->ever, so_far->ever);
+    }
+    CHECK_EQUAL(tier->peak,
+                tier->now > so_far->peak ? tier->now : so_far->peak);
+    *so_far = *tier;
+}
+
+static size_t
+sum_refusals(const _PyMem_HugePagesTier *tier)
+{
+    size_t sum = 0;
+    for (int i = 0; i < PYMEM_HUGEPAGES_ERRORS; i++) {
+        sum += tier->refused[i].count;
+    }
+    return sum;
+}
+
+static void
+check_stats(void)
+{
+    _PyMem_HugePagesStats stats;
+    policy_get_stats(&stats);
+    check_figures(&stats.hugetlb, fake.mapped[CALL_EXPLICIT],
+                  &model.stats.hugetlb);
+    check_figures(&stats.thp, fake.mapped[CALL_THP], &model.stats.thp);
+    check_figures(&stats.plain, fake.mapped[CALL_PLAIN], &model.stats.plain);
+    check_figures(&stats.retained, count_strays(ARENA_SIZE),
+                  &model.stats.retained);
+    CHECK_EQUAL(sum_refusals(&stats.hugetlb),
+                model.refusals[CALL_EXPLICIT] + model.refusals[CALL_ENABLE]
+                + model.refusals[CALL_WATCH]);
+    CHECK_EQUAL(sum_refusals(&stats.thp),
+                model.refusals[CALL_THP]);
+    CHECK_EQUAL(sum_refusals(&stats.plain),
+                model.plain_refusals);
+    int usable = model.allowed & ~model.refused;
+    CHECK_EQUAL(stats.hugetlb.unusable == NULL,
+                (usable & PYMALLOC_HUGEPAGES_HUGETLB) != 0);
+    CHECK_EQUAL(stats.thp.unusable == NULL,
+                (usable & PYMALLOC_HUGEPAGES_THP) != 0);
+}
+
+static int
+count_tables(void)
+{
+    return (model.tables[0].address != NULL)
+           + (model.tables[1].address != NULL);
 }
 
 static void
@@ -356,12 +454,14 @@ end_operation(void)
         FAIL("unexpected call of %s",
              call_names[fake.calls[model.next_call].kind]);
     }
-    int tables = model.table.address != NULL;
+    int tables = count_tables();
     if (fake.mapping_count != model.held_count + model.stray_count + tables) {
         FAIL("%d mappings, but %d in use, %d tables, and %d strays",
              fake.mapping_count, model.held_count, tables, model.stray_count);
     }
-    check_table();
+    check_table(0);
+    check_table(1);
+    check_stats();
 }
 
 static void
@@ -399,24 +499,29 @@ set_tiers(int tiers)
     end_operation();
 }
 
-/* The calls that must make room in the table for one more arena, when so many
+/* The calls that must make room in a table for one more arena, when so many
    are in it.  Return 0, or -1 if it is full. */
 static int
-expect_room_in_table(int explicit_count)
+expect_room_in_table(block *table, int count)
 {
-    size_t old_size = model.table.size;
-    if ((size_t)explicit_count * sizeof(void *) < old_size) {
+    size_t old_size = table->size;
+    size_t used = (size_t)count * sizeof(void *);
+    if (used < old_size || count < HUGEPAGES_FIRST_ENTRIES) {
         return 0;
     }
-    size_t new_size = old_size != 0 ? 2 * old_size
-                                    : fake.system.base_page_size;
+    size_t new_size = 2 * old_size;
+    if (old_size == 0) {
+        while (new_size <= used) {
+            new_size += fake.system.base_page_size;
+        }
+    }
     model.table_requests++;
     const call *made = expect_call(CALL_PLAIN, new_size);
     if (made->answer != HUGEPAGES_OK) {
         return -1;
     }
-    block old_table = model.table;
-    model.table = (block){made->address, new_size, CALL_PLAIN, 0};
+    block old_table = *table;
+    *table = (block){made->address, new_size, CALL_PLAIN, 0};
     if (old_size != 0) {
         made = expect_call(CALL_UNMAP, old_size);
         CHECK(made->address == old_table.address);
@@ -427,42 +532,39 @@ expect_room_in_table(int explicit_count)
     return 0;
 }
 
-/* How often plain memory was asked for, other than for the table. */
+/* How often plain memory was asked for, other than for the tables. */
 static int
 plain_requests(void)
 {
     return fake.counts[CALL_PLAIN] - model.table_requests;
 }
 
-/* The calls that a request must lead to, when so many arenas are on explicit
-   pages before.  Return the address that the last of them answered, NULL if it
-   failed. */
+/* The calls that a request must lead to, when so many arenas are on each kind
+   of pages before.  Return the address that the last of them answered, NULL if
+   it failed. */
 static void *
-expect_mapping(size_t size, int explicit_count)
+expect_mapping(size_t size, const int counts[CALL_KINDS])
 {
-    static const struct {
-        int tier;
-        call_kind kind;
-    } tiers[] = {
-        {PYMALLOC_HUGEPAGES_HUGETLB, CALL_EXPLICIT},
-        {PYMALLOC_HUGEPAGES_THP, CALL_THP},
-    };
     for (int i = 0; i < 2; i++) {
+        call_kind kind = huge_tiers[i].kind;
         if (size == ARENA_SIZE
-            && (model.allowed & ~model.refused & tiers[i].tier)
-            && (tiers[i].kind != CALL_EXPLICIT
-                || expect_room_in_table(explicit_count) == 0))
+            && (model.allowed & ~model.refused & huge_tiers[i].tier)
+            && expect_room_in_table(&model.tables[i], counts[kind]) == 0)
         {
-            const call *made = expect_call(tiers[i].kind, size);
+            const call *made = expect_call(kind, size);
             if (made->answer == HUGEPAGES_OK) {
                 return made->address;
             }
             if (made->answer == HUGEPAGES_NEVER) {
-                model.refused |= tiers[i].tier;
+                model.refused |= huge_tiers[i].tier;
             }
         }
     }
-    return expect_call(CALL_PLAIN, size)->address;
+    const call *made = expect_call(CALL_PLAIN, size);
+    if (size == ARENA_SIZE && made->answer != HUGEPAGES_OK) {
+        model.plain_refusals++;
+    }
+    return made->address;
 }
 
 /* Fill a block with a pattern of its own, as its user would. */
@@ -490,21 +592,12 @@ check_block(const void *address)
     }
 }
 
-static int
-count_strays(size_t size)
-{
-    int count = 0;
-    for (int i = 0; i < model.stray_count; i++) {
-        count += (model.strays[i].size == size);
-    }
-    return count;
-}
-
 static void *
 alloc_block(size_t size)
 {
     begin_operation();
-    int explicit_count = fake.explicit_count;
+    int counts[CALL_KINDS];
+    memcpy(counts, fake.mapped, sizeof(counts));
     void *address = hugepages_alloc(size);
     if (count_strays(size) > 0) {
         int index = find_block(model.strays, model.stray_count, address);
@@ -516,7 +609,7 @@ alloc_block(size_t size)
         }
     }
     else {
-        CHECK(address == expect_mapping(size, explicit_count));
+        CHECK(address == expect_mapping(size, counts));
     }
     if (address != NULL) {
         if (find_block(model.held, model.held_count, address) >= 0) {
@@ -553,7 +646,7 @@ free_block(void *address)
     end_operation();
 }
 
-/* Free everything; then no mapping may be left but the table, neither a
+/* Free everything; then no mapping may be left but the tables, neither a
    stray. */
 static void
 end_test(void)
@@ -569,8 +662,8 @@ end_test(void)
     while (model.held_count > 0 && !test_failed()) {
         free_block(model.held[0].address);
     }
-    CHECK_EQUAL(fake.mapping_count, model.table.address != NULL);
-    CHECK_EQUAL(hugepages_state.explicit_count, 0);
+    CHECK_EQUAL(fake.mapping_count, count_tables());
+    CHECK_EQUAL(hugepages_explicit->count, 0);
     CHECK(fake.counts[CALL_SCAN] <= 1);
     CHECK(fake.counts[CALL_ENABLE] <= 1);
     for (int i = 0; i < fake.mapping_count; i++) {
@@ -910,8 +1003,86 @@ test_many_strays(void)
     end_test();
 }
 
-// --- tests: the table of explicit arenas -----------------------------------
+// --- tests: the statistics ---------------------------------------------------
 
+/* Whatever the number of different errors, each refusal is counted. */
+static void
+test_errors(void)
+{
+    enum { ERRORS = PYMEM_HUGEPAGES_ERRORS + 3 };
+    begin_test();
+    for (int round = 0; round < 2; round++) {
+        for (int error = 1; error <= ERRORS; error++) {
+            hugepages_count_refused(HUGEPAGES_THP, error);
+        }
+    }
+    _PyMem_HugePagesStats stats;
+    policy_get_stats(&stats);
+    const int last = PYMEM_HUGEPAGES_ERRORS - 1;
+    for (int i = 0; i < last; i++) {
+        CHECK_EQUAL(stats.thp.refused[i].error, i + 1);
+        CHECK_EQUAL(stats.thp.refused[i].count, 2);
+    }
+    CHECK(strcmp(stats.thp.refused[0].name, "FAKE") == 0);
+    CHECK(stats.thp.refused[1].name == NULL);
+    CHECK_EQUAL(stats.thp.refused[last].error, 0);
+    CHECK_EQUAL(stats.thp.refused[last].count, 2 * (ERRORS - last));
+    CHECK_EQUAL(sum_refusals(&stats.hugetlb), 0);
+}
+
+/* Why a kind of pages is not asked for, and the switch, in words. */
+static void
+test_reasons(void)
+{
+    static const struct {
+        hugepages_system system;
+        int tiers;
+        const char *switch_value, *hugetlb, *thp;
+    } cases[] = {
+        {{4096, ARENA_SIZE, ARENA_SIZE, 0}, PYMALLOC_HUGEPAGES_ON,
+         "on", NULL, NULL},
+        {{4096, ARENA_SIZE, ARENA_SIZE, 0}, PYMALLOC_HUGEPAGES_THP,
+         "thp", "switch", NULL},
+        {{4096, ARENA_SIZE, ARENA_SIZE, 0}, PYMALLOC_HUGEPAGES_HUGETLB,
+         "hugetlb", NULL, "switch"},
+        {{4096, ARENA_SIZE, ARENA_SIZE, 0}, PYMALLOC_HUGEPAGES_OFF,
+         "off", "switch", "switch"},
+        {{4096, 0, 0, 0}, PYMALLOC_HUGEPAGES_ON,
+         "on", "no huge page that fits", "no transparent huge pages"},
+        {{4096, 2 * ARENA_SIZE, 2 * ARENA_SIZE, 0}, PYMALLOC_HUGEPAGES_ON,
+         "on", "no huge page that fits", "does not fit"},
+        {{4096, ARENA_SIZE, ARENA_SIZE, 1}, PYMALLOC_HUGEPAGES_ON,
+         "on", NULL, "disabled for this process"},
+    };
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        begin_test();
+        fake.system = cases[i].system;
+        set_tiers(cases[i].tiers);
+        _PyMem_HugePagesStats stats;
+        policy_get_stats(&stats);
+        CHECK(strcmp(stats.switch_value, cases[i].switch_value) == 0);
+        CHECK(cases[i].hugetlb == NULL
+              ? stats.hugetlb.unusable == NULL
+              : strstr(stats.hugetlb.unusable, cases[i].hugetlb) != NULL);
+        CHECK(cases[i].thp == NULL
+              ? stats.thp.unusable == NULL
+              : strstr(stats.thp.unusable, cases[i].thp) != NULL);
+        end_test();
+    }
+    begin_test();
+    set_tiers(PYMALLOC_HUGEPAGES_ON);
+    fake.answers[CALL_EXPLICIT] = HUGEPAGES_NEVER;
+    (void)alloc_block(ARENA_SIZE);
+    _PyMem_HugePagesStats stats;
+    policy_get_stats(&stats);
+    CHECK(strstr(stats.hugetlb.unusable, "refused it for good") != NULL);
+    CHECK(stats.thp.unusable == NULL);
+    end_test();
+}
+
+// --- tests: the tables of arenas -----------------------------------
+
+/* In the first table that is mapped. */
 #define FIRST_TABLE_ENTRIES 8
 
 static void
@@ -950,19 +1121,19 @@ static void
 test_table_cannot_grow(void)
 {
     begin_table_test();
-    for (int i = 0; i < FIRST_TABLE_ENTRIES; i++) {
+    for (int i = 0; i < HUGEPAGES_FIRST_ENTRIES; i++) {
         (void)alloc_block(ARENA_SIZE);
     }
-    CHECK_EQUAL(fake.explicit_count, FIRST_TABLE_ENTRIES);
+    CHECK_EQUAL(fake.mapped[CALL_EXPLICIT], HUGEPAGES_FIRST_ENTRIES);
     fake.answers[CALL_PLAIN] = HUGEPAGES_BUSY;
     for (int i = 0; i < 3; i++) {
         CHECK(alloc_block(ARENA_SIZE) != NULL);
     }
-    CHECK_EQUAL(fake.counts[CALL_EXPLICIT], FIRST_TABLE_ENTRIES);
+    CHECK_EQUAL(fake.counts[CALL_EXPLICIT], HUGEPAGES_FIRST_ENTRIES);
     CHECK_EQUAL(fake.counts[CALL_THP], 3);
     fake.answers[CALL_PLAIN] = HUGEPAGES_OK;
     (void)alloc_block(ARENA_SIZE);
-    CHECK_EQUAL(fake.explicit_count, FIRST_TABLE_ENTRIES + 1);
+    CHECK_EQUAL(fake.mapped[CALL_EXPLICIT], HUGEPAGES_FIRST_ENTRIES + 1);
     end_test();
 }
 
@@ -990,12 +1161,12 @@ test_table_keeps_strays(void)
     void *second = alloc_block(ARENA_SIZE);
     fake.answers[CALL_UNMAP] = HUGEPAGES_BUSY;
     free_block(first);
-    CHECK_EQUAL(hugepages_state.explicit_count, 2);
+    CHECK_EQUAL(hugepages_explicit->count, 2);
     CHECK(alloc_block(ARENA_SIZE) == first);
-    CHECK_EQUAL(hugepages_state.explicit_count, 2);
+    CHECK_EQUAL(hugepages_explicit->count, 2);
     fake.answers[CALL_UNMAP] = HUGEPAGES_OK;
     free_block(second);
-    CHECK_EQUAL(hugepages_state.explicit_count, 1);
+    CHECK_EQUAL(hugepages_explicit->count, 1);
     end_test();
 }
 
@@ -1150,18 +1321,25 @@ test_threads(void)
     test_run_threads(THREADS, stress);
     CHECK(fake.counts[CALL_SCAN] == 1);
     CHECK(fake.counts[CALL_ENABLE] <= 1);
-    if (hugepages_state.explicit_table_size > 0) {
-        model.table = (block){
-            hugepages_state.explicit_arenas,
-            hugepages_state.explicit_table_size, CALL_PLAIN, 0
-        };
+    for (int i = 0; i < 2; i++) {
+        const hugepages_table *table = &hugepages_state.arenas[i];
+        if (table->size > 0) {
+            model.tables[i] = (block){
+                table->addresses, table->size, CALL_PLAIN, 0
+            };
+        }
     }
 
-    /* What is still mapped, but for the table, was refused by unmap and must
+    /* What is still mapped, but for the tables, was refused by unmap and must
        be on the list. */
-    test_note("%d strays left",
-              fake.mapping_count - (model.table.address != NULL));
+    test_note("%d strays left", fake.mapping_count - count_tables());
     fake.random_state = 0;
+    policy_get_stats(&model.stats);
+    model.refusals[CALL_EXPLICIT] = sum_refusals(&model.stats.hugetlb);
+    model.refusals[CALL_THP] = sum_refusals(&model.stats.thp);
+    model.plain_refusals = sum_refusals(&model.stats.plain);
+    model.allowed = (int)hugepages_state.allowed;
+    model.refused = (int)hugepages_state.refused;
     static const size_t sizes[] = {ARENA_SIZE, 16 * 1024};
     for (int i = 0; i < 2; i++) {
         int count = 0;
@@ -1202,6 +1380,8 @@ const testhugepages_test testhugepages_policy_tests[] = {
     {"policy_stray_of_another_size_is_kept",
      test_stray_of_another_size_is_kept},
     {"policy_many_strays", test_many_strays},
+    {"policy_errors", test_errors},
+    {"policy_reasons", test_reasons},
     {"policy_table_grows", test_table_grows},
     {"policy_table_cannot_grow", test_table_cannot_grow},
     {"policy_table_stray", test_table_stray},

@@ -132,7 +132,9 @@ fake_VirtualFree(LPVOID address, SIZE_T size, DWORD type)
 #define VirtualAlloc fake_VirtualAlloc
 #define VirtualFree fake_VirtualFree
 #define _PyMem_SetHugePages windows_set_huge_pages
+#define _PyMem_GetHugePagesStats windows_get_stats
 #include "../Include/internal/pycore_hugepages.h"
+#include "../Objects/hugepages/stats.c"
 #include "../Objects/hugepages/arena.c"
 #include "../Objects/hugepages/os_windows.c"
 #undef VirtualAlloc
@@ -146,8 +148,8 @@ static void
 begin_test(void)
 {
     memset(&fake, 0, sizeof(fake));
-    if (hugepages_state.explicit_arenas != NULL) {
-        (void)VirtualFree(hugepages_state.explicit_arenas, 0, MEM_RELEASE);
+    if (hugepages_explicit->addresses != NULL) {
+        (void)VirtualFree(hugepages_explicit->addresses, 0, MEM_RELEASE);
     }
     memset(&hugepages_state, 0, sizeof(hugepages_state));
     SetLastError(UNTOUCHED);

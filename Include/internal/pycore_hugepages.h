@@ -30,6 +30,56 @@ extern "C" {
    SeLockMemoryPrivilege).  Must not run at the same time as itself. */
 extern void _PyMem_SetHugePages(int tiers);
 
+/* Distinct errors that are counted for a kind of page.  There are not as many
+   that a system has; others are counted together. */
+#define PYMEM_HUGEPAGES_ERRORS 8
+
+/* What has become of the requests for arenas on one kind of page.  All figures
+   but those of errors are numbers of arenas. */
+typedef struct {
+    /* Mapped at the moment; the most that were at any moment; all that ever
+       were mapped. */
+    size_t now;
+    size_t peak;
+    size_t ever;
+    /* How often the system has answered with which error: errno, or
+       GetLastError() on Windows; 0 stands for any further error.  name is a
+       static string, or NULL if the error has none here.  The first entry with
+       a count of 0 is the end. */
+    struct {
+        int error;
+        const char *name;
+        size_t count;
+    } refused[PYMEM_HUGEPAGES_ERRORS];
+    /* NULL, or why such pages are not asked for: a static string. */
+    const char *unusable;
+} _PyMem_HugePagesTier;
+
+/* What the arenas of this process sit on, those of all interpreters together.
+   A forked child goes on counting from what its parent had counted. */
+typedef struct {
+    /* The value of the switch, by name. */
+    const char *switch_value;
+    _PyMem_HugePagesTier hugetlb;
+    _PyMem_HugePagesTier thp;
+    _PyMem_HugePagesTier plain;
+    /* Arenas that nobody uses, kept for the next request.  They are counted in
+       one of the kinds above, too.  It has no errors. */
+    _PyMem_HugePagesTier retained;
+} _PyMem_HugePagesStats;
+
+/* Take a consistent copy of the figures.  It costs no system call but those of
+   a lock. */
+extern void _PyMem_GetHugePagesStats(_PyMem_HugePagesStats *stats);
+
+/* Print the figures for people. */
+extern void _PyMem_PrintHugePagesStats(FILE *out);
+
+/* If PYTHON_PYMALLOC_HUGEPAGES_STATS names a file (and the environment is not
+   ignored), append the figures to it, as one line of JSON with the process's
+   number.  If that fails, print one line on stderr. */
+extern void _PyMem_WriteHugePagesStats(void);
+
 #endif  // PYMALLOC_USE_HUGEPAGES
 
 #ifdef __cplusplus

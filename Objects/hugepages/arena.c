@@ -25,10 +25,10 @@
    - A mapping that the system refuses to take back is not forgotten: it goes
      on the list of strays, and the next request of its size gets it.  The
      list lives in the strays' own memory, so keeping it cannot fail.
-   - Every mapping on explicit pages, strays included, is in the table of
-     explicit arenas from before anybody uses it until it is unmapped: a fork
-     must find them all.  Where the table cannot grow, the arena gets other
-     pages.
+   - Every mapping on explicit pages, strays included, is in a table from
+     before anybody uses it until it is unmapped: a fork must find them all.
+     Arenas on THP are in another one, so that they are known as such when they
+     are freed.  Where a table cannot grow, the arena gets other pages.
 
    Interpreters with a GIL of their own call in here at the same time.  One
    lock is held over each operation, system calls included, so that a fork,
@@ -37,6 +37,21 @@
    all threads together. */
 
 #include "hugepages.h"
+
+/* The arenas on one kind of page, in no order.  Most programs need no more than
+   the first entries; a larger table is plain memory of size bytes.  The C tests
+   have fewer. */
+#ifndef HUGEPAGES_FIRST_ENTRIES
+#  define HUGEPAGES_FIRST_ENTRIES 64
+#endif
+
+typedef struct {
+    void **addresses;
+    size_t count;
+    /* 0: addresses is first_entries. */
+    size_t size;
+    void *first_entries[HUGEPAGES_FIRST_ENTRIES];
+} hugepages_table;
 
 /* A mapping that the system would not take back, seen as a list node. */
 typedef struct hugepages_stray {
@@ -56,36 +71,57 @@ static struct {
     int enabled_explicit;
     hugepages_system system;
     hugepages_stray *strays;
-    /* The arenas on explicit pages, in no order: explicit_count addresses in
-       plain memory of explicit_table_size bytes. */
-    void **explicit_arenas;
-    size_t explicit_count;
-    size_t explicit_table_size;
+    /* Of the kinds before HUGEPAGES_PLAIN. */
+    hugepages_table arenas[HUGEPAGES_PLAIN];
 } hugepages_state;
 
-/* The tiers that cannot work on this system, whatever is asked of them. */
-static uint32_t
-hugepages_impossible_tiers(const hugepages_system *system)
+static hugepages_table *const hugepages_explicit =
+    &hugepages_state.arenas[HUGEPAGES_EXPLICIT];
+
+/* Why explicit pages cannot work on this system, whatever is asked of it, or
+   NULL. */
+static const char *
+hugepages_no_explicit(const hugepages_system *system)
 {
-    uint32_t tiers = 0;
     if (system->explicit_page_size == 0
         || ARENA_SIZE % system->explicit_page_size != 0)
     {
-        tiers |= PYMALLOC_HUGEPAGES_HUGETLB;
+        return "this system has no huge page that fits an arena";
     }
-    if (system->thp_size == 0
-        || ARENA_SIZE % system->thp_size != 0
-        || system->thp_disabled)
-    {
-        tiers |= PYMALLOC_HUGEPAGES_THP;
+    return NULL;
+}
+
+/* The same of THP. */
+static const char *
+hugepages_no_thp(const hugepages_system *system)
+{
+    if (system->thp_size == 0) {
+        return "this system has no transparent huge pages";
     }
-    return tiers;
+    if (ARENA_SIZE % system->thp_size != 0) {
+        return "a transparent huge page of this system does not fit an arena";
+    }
+    if (system->thp_disabled) {
+        return "transparent huge pages are disabled for this process";
+    }
+    return NULL;
 }
 
 static uint32_t
 hugepages_tiers(void)
 {
     return hugepages_state.allowed & ~hugepages_state.refused;
+}
+
+/* Take note that the system has refused a tier. */
+static void
+hugepages_note_refused(uint32_t tier, hugepages_result result, int os_error)
+{
+    hugepages_count_refused(tier == PYMALLOC_HUGEPAGES_HUGETLB
+                            ? HUGEPAGES_EXPLICIT : HUGEPAGES_THP, os_error);
+    if (result == HUGEPAGES_NEVER) {
+        hugepages_state.refused |= tier;
+    }
 }
 
 static void
@@ -97,8 +133,12 @@ hugepages_set_tiers(uint32_t tiers)
     }
     if (!hugepages_state.scanned) {
         hugepages_os_scan(&hugepages_state.system);
-        hugepages_state.refused |=
-            hugepages_impossible_tiers(&hugepages_state.system);
+        if (hugepages_no_explicit(&hugepages_state.system) != NULL) {
+            hugepages_state.refused |= PYMALLOC_HUGEPAGES_HUGETLB;
+        }
+        if (hugepages_no_thp(&hugepages_state.system) != NULL) {
+            hugepages_state.refused |= PYMALLOC_HUGEPAGES_THP;
+        }
         hugepages_state.scanned = 1;
     }
     if ((hugepages_tiers() & PYMALLOC_HUGEPAGES_HUGETLB)
@@ -106,7 +146,8 @@ hugepages_set_tiers(uint32_t tiers)
     {
         int os_error;
         if (hugepages_os_enable_explicit(&os_error) != HUGEPAGES_OK) {
-            hugepages_state.refused |= PYMALLOC_HUGEPAGES_HUGETLB;
+            hugepages_note_refused(PYMALLOC_HUGEPAGES_HUGETLB,
+                                   HUGEPAGES_NEVER, os_error);
         }
         hugepages_state.enabled_explicit = 1;
     }
@@ -119,9 +160,72 @@ _PyMem_SetHugePages(int tiers)
     hugepages_result watched = hugepages_os_watch_fork(&os_error);
     hugepages_os_lock();
     if (watched != HUGEPAGES_OK) {
-        hugepages_state.refused |= PYMALLOC_HUGEPAGES_HUGETLB;
+        hugepages_note_refused(PYMALLOC_HUGEPAGES_HUGETLB, HUGEPAGES_NEVER,
+                               os_error);
     }
     hugepages_set_tiers((uint32_t)tiers);
+    hugepages_os_unlock();
+}
+
+static const char *
+hugepages_switch_value(uint32_t tiers)
+{
+    switch (tiers) {
+    case PYMALLOC_HUGEPAGES_OFF:
+        return "off";
+    case PYMALLOC_HUGEPAGES_THP:
+        return "thp";
+    case PYMALLOC_HUGEPAGES_HUGETLB:
+        return "hugetlb";
+    default:
+        return "on";
+    }
+}
+
+/* Why a tier is not asked for, or NULL; impossible is why it cannot be. */
+static const char *
+hugepages_why_unusable(uint32_t tier, const char *impossible)
+{
+    if (!(hugepages_state.allowed & tier)) {
+        return "the switch leaves it out";
+    }
+    if (hugepages_state.refused & tier) {
+        return impossible != NULL ? impossible
+                                  : "the system has refused it for good";
+    }
+    return NULL;
+}
+
+static void
+hugepages_copy_stats(hugepages_kind kind, const char *unusable,
+                     _PyMem_HugePagesTier *copy)
+{
+    *copy = hugepages_stats[kind];
+    for (size_t i = 0; i < PYMEM_HUGEPAGES_ERRORS; i++) {
+        copy->refused[i].name =
+            hugepages_os_error_name(copy->refused[i].error);
+    }
+    copy->unusable = unusable;
+}
+
+void
+_PyMem_GetHugePagesStats(_PyMem_HugePagesStats *stats)
+{
+    const hugepages_system *system = &hugepages_state.system;
+    hugepages_os_lock();
+    stats->switch_value = hugepages_switch_value(hugepages_state.allowed);
+    hugepages_copy_stats(
+        HUGEPAGES_EXPLICIT,
+        hugepages_why_unusable(PYMALLOC_HUGEPAGES_HUGETLB,
+                               hugepages_no_explicit(system)),
+        &stats->hugetlb);
+    hugepages_copy_stats(
+        HUGEPAGES_THP,
+        hugepages_why_unusable(PYMALLOC_HUGEPAGES_THP,
+                               hugepages_no_thp(system)),
+        &stats->thp);
+    hugepages_copy_stats(HUGEPAGES_PLAIN, NULL, &stats->plain);
+    hugepages_copy_stats(HUGEPAGES_RETAINED, NULL, &stats->retained);
     hugepages_os_unlock();
 }
 
@@ -132,6 +236,9 @@ hugepages_push_stray(void *address, size_t size)
     stray->size = size;
     stray->next = hugepages_state.strays;
     hugepages_state.strays = stray;
+    if (size == ARENA_SIZE) {
+        hugepages_count_mapped(HUGEPAGES_RETAINED);
+    }
 }
 
 /* Take a stray of this size off the list; NULL if there is none. */
@@ -145,119 +252,156 @@ hugepages_pop_stray(size_t size)
     hugepages_stray *found = *link;
     if (found != NULL) {
         *link = found->next;
+        if (size == ARENA_SIZE) {
+            hugepages_count_unmapped(HUGEPAGES_RETAINED);
+        }
     }
     return found;
 }
 
-static void
-hugepages_unmap(void *address, size_t size)
-{
-    int os_error;
-    if (hugepages_os_unmap(address, size, &os_error) != HUGEPAGES_OK) {
-        hugepages_push_stray(address, size);
-    }
-}
-
-/* Have room for one more address in the table of explicit arenas.  Return 0,
-   or -1 if there is no memory. */
+/* Have room for one more address in a table.  Return 0, or -1 if there is no
+   memory. */
 static int
-hugepages_grow_explicit(void)
+hugepages_grow_table(hugepages_table *table)
 {
-    size_t used = hugepages_state.explicit_count * sizeof(void *);
-    size_t old_size = hugepages_state.explicit_table_size;
-    if (used < old_size) {
+    size_t old_size = table->size;
+    size_t room = old_size > 0 ? old_size / sizeof(void *)
+                               : HUGEPAGES_FIRST_ENTRIES;
+    if (table->addresses == NULL) {
+        table->addresses = table->first_entries;
+    }
+    if (table->count < room) {
         return 0;
     }
-    size_t new_size = old_size > 0 ? 2 * old_size
-                                   : hugepages_state.system.base_page_size;
-    void *table = NULL;
+    size_t new_size = 2 * old_size;
+    if (old_size == 0) {
+        /* As many base pages as hold more than the first entries. */
+        size_t page_size = hugepages_state.system.base_page_size;
+        new_size = (sizeof(table->first_entries) / page_size + 1) * page_size;
+    }
+    void *addresses = NULL;
     int os_error;
-    if (hugepages_os_map_plain(new_size, &table, &os_error) != HUGEPAGES_OK) {
+    if (hugepages_os_map_plain(new_size, &addresses, &os_error)
+        != HUGEPAGES_OK)
+    {
         return -1;
     }
-    if (old_size > 0) {
-        memcpy(table, hugepages_state.explicit_arenas, used);
-        hugepages_unmap(hugepages_state.explicit_arenas, old_size);
+    memcpy(addresses, table->addresses, table->count * sizeof(void *));
+    if (old_size > 0
+        && hugepages_os_unmap(table->addresses, old_size, &os_error)
+           != HUGEPAGES_OK)
+    {
+        hugepages_push_stray(table->addresses, old_size);
+        if (old_size == ARENA_SIZE) {
+            /* From now on it serves as one. */
+            hugepages_count_mapped(HUGEPAGES_PLAIN);
+        }
     }
-    hugepages_state.explicit_arenas = (void **)table;
-    hugepages_state.explicit_table_size = new_size;
+    table->addresses = (void **)addresses;
+    table->size = new_size;
     return 0;
 }
 
-/* Remove an entry of the table; the last one takes its place. */
-static void
-hugepages_remove_explicit(size_t index)
+/* Return what an arena sits on, and set *index to its place in the table of its
+   kind, if that has one.  Among ten thousand arenas (20 GiB) the search takes
+   3 us at most, where mapping, clearing and unmapping an arena takes 190; and
+   what was mapped last, which is often unmapped first, is found first. */
+static hugepages_kind
+hugepages_find(const void *address, size_t *index)
 {
-    hugepages_state.explicit_count--;
-    hugepages_state.explicit_arenas[index] =
-        hugepages_state.explicit_arenas[hugepages_state.explicit_count];
-}
-
-/* Return the index of an address in the table, or explicit_count if it is not
-   there.  Among ten thousand arenas (20 GiB) the search takes 3 us at
-   most, where mapping, clearing and unmapping an arena takes 190; and what was
-   mapped last, which is often unmapped first, is found first. */
-static size_t
-hugepages_find_explicit(const void *address)
-{
-    size_t index = hugepages_state.explicit_count;
-    while (index-- > 0) {
-        if (hugepages_state.explicit_arenas[index] == address) {
-            return index;
+    for (hugepages_kind kind = 0; kind < HUGEPAGES_PLAIN; kind++) {
+        const hugepages_table *table = &hugepages_state.arenas[kind];
+        *index = table->count;
+        while ((*index)-- > 0) {
+            if (table->addresses[*index] == address) {
+                return kind;
+            }
         }
     }
-    return hugepages_state.explicit_count;
+    return HUGEPAGES_PLAIN;
 }
 
-/* Map an arena on the pages that the first tier grants which is among tiers.
-   Return NULL if none of them does.  A tier that says never is dropped. */
-static void *
-hugepages_map_huge(uint32_t tiers)
+/* Take note of what an arena sits on, in its table and in the statistics.  An
+   arena on THP that finds no room in the table counts as plain memory. */
+static void
+hugepages_register(void *address, hugepages_kind kind)
 {
+    if (kind < HUGEPAGES_PLAIN) {
+        hugepages_table *table = &hugepages_state.arenas[kind];
+        if (hugepages_grow_table(table) == 0) {
+            table->addresses[table->count] = address;
+            table->count++;
+        }
+        else {
+            kind = HUGEPAGES_PLAIN;
+        }
+    }
+    hugepages_count_mapped(kind);
+}
+
+/* The opposite, with what hugepages_find() has found.  The last entry of the
+   table takes its place. */
+static void
+hugepages_unregister(hugepages_kind kind, size_t index)
+{
+    if (kind < HUGEPAGES_PLAIN) {
+        hugepages_table *table = &hugepages_state.arenas[kind];
+        table->count--;
+        table->addresses[index] = table->addresses[table->count];
+    }
+    hugepages_count_unmapped(kind);
+}
+
+/* Ask for an arena on one kind of huge pages.  Return NULL if it is refused; a
+   tier that says never is dropped.  Its table has room for it. */
+static void *
+hugepages_map_huge(uint32_t tier)
+{
+    hugepages_kind kind = tier == PYMALLOC_HUGEPAGES_HUGETLB
+                          ? HUGEPAGES_EXPLICIT : HUGEPAGES_THP;
     void *address = NULL;
     int os_error;
-    hugepages_result result;
-
-    tiers &= hugepages_tiers();
-    if ((tiers & PYMALLOC_HUGEPAGES_HUGETLB)
-        && hugepages_grow_explicit() == 0)
+    if (!(hugepages_tiers() & tier)
+        || hugepages_grow_table(&hugepages_state.arenas[kind]) < 0)
     {
-        result = hugepages_os_map_explicit(ARENA_SIZE, &address, &os_error);
-        if (result == HUGEPAGES_OK) {
-            size_t index = hugepages_state.explicit_count++;
-            hugepages_state.explicit_arenas[index] = address;
-            return address;
-        }
-        if (result == HUGEPAGES_NEVER) {
-            hugepages_state.refused |= PYMALLOC_HUGEPAGES_HUGETLB;
-        }
+        return NULL;
     }
-    if (tiers & PYMALLOC_HUGEPAGES_THP) {
-        result = hugepages_os_map_thp(ARENA_SIZE, &address, &os_error);
-        if (result == HUGEPAGES_OK) {
-            return address;
-        }
-        if (result == HUGEPAGES_NEVER) {
-            hugepages_state.refused |= PYMALLOC_HUGEPAGES_THP;
-        }
+    hugepages_result result =
+        kind == HUGEPAGES_EXPLICIT
+        ? hugepages_os_map_explicit(ARENA_SIZE, &address, &os_error)
+        : hugepages_os_map_thp(ARENA_SIZE, &address, &os_error);
+    if (result == HUGEPAGES_OK) {
+        return address;
     }
+    hugepages_note_refused(tier, result, os_error);
     return NULL;
 }
 
-/* Map size bytes, an arena on pages of one of these tiers if it can be had.
-   Return NULL if there is no memory. */
+/* Map an arena on the best pages that are granted, of those of tiers or plain
+   ones, and set *kind to what it got.  Return NULL if there is no memory.  The
+   caller registers it. */
 static void *
-hugepages_map(size_t size, uint32_t tiers)
+hugepages_map_arena(uint32_t tiers, hugepages_kind *kind)
 {
     void *address = NULL;
     int os_error;
-    if (size == ARENA_SIZE) {
-        address = hugepages_map_huge(tiers);
+
+    *kind = HUGEPAGES_EXPLICIT;
+    if (tiers & PYMALLOC_HUGEPAGES_HUGETLB) {
+        address = hugepages_map_huge(PYMALLOC_HUGEPAGES_HUGETLB);
     }
-    if (address == NULL
-        && hugepages_os_map_plain(size, &address, &os_error) != HUGEPAGES_OK)
-    {
-        return NULL;
+    if (address == NULL && (tiers & PYMALLOC_HUGEPAGES_THP)) {
+        *kind = HUGEPAGES_THP;
+        address = hugepages_map_huge(PYMALLOC_HUGEPAGES_THP);
+    }
+    if (address == NULL) {
+        *kind = HUGEPAGES_PLAIN;
+        if (hugepages_os_map_plain(ARENA_SIZE, &address, &os_error)
+            != HUGEPAGES_OK)
+        {
+            hugepages_count_refused(HUGEPAGES_PLAIN, os_error);
+            return NULL;
+        }
     }
     return address;
 }
@@ -267,10 +411,21 @@ hugepages_map(size_t size, uint32_t tiers)
 static void *
 hugepages_alloc(size_t size)
 {
+    hugepages_kind kind;
+    int os_error;
     hugepages_os_lock();
     void *address = hugepages_pop_stray(size);
-    if (address == NULL) {
-        address = hugepages_map(size, PYMALLOC_HUGEPAGES_ON);
+    if (address == NULL && size == ARENA_SIZE) {
+        address = hugepages_map_arena(PYMALLOC_HUGEPAGES_ON, &kind);
+        if (address != NULL) {
+            hugepages_register(address, kind);
+        }
+    }
+    else if (address == NULL
+             && hugepages_os_map_plain(size, &address, &os_error)
+                != HUGEPAGES_OK)
+    {
+        address = NULL;
     }
     hugepages_os_unlock();
     return address;
@@ -280,17 +435,21 @@ hugepages_alloc(size_t size)
 static void
 hugepages_free(void *address, size_t size)
 {
+    hugepages_kind kind = HUGEPAGES_PLAIN;
+    size_t index = 0;
     int os_error;
     if (address == NULL) {
         return;
     }
     hugepages_os_lock();
-    size_t index = hugepages_find_explicit(address);
+    if (size == ARENA_SIZE) {
+        kind = hugepages_find(address, &index);
+    }
     if (hugepages_os_unmap(address, size, &os_error) != HUGEPAGES_OK) {
         hugepages_push_stray(address, size);
     }
-    else if (index < hugepages_state.explicit_count) {
-        hugepages_remove_explicit(index);
+    else if (size == ARENA_SIZE) {
+        hugepages_unregister(kind, index);
     }
     hugepages_os_unlock();
 }

@@ -84,8 +84,9 @@ static struct {
     /* Shared memory, or NULL: what is said; room for a copy of each arena. */
     hugepages_talk *talk;
     char *copies;
-    /* The child's spare mapping, or NULL. */
+    /* The child's spare mapping, or NULL, and what it sits on. */
     void *spare;
+    hugepages_kind spare_kind;
 } hugepages_fork;
 
 /* A mapping of shared memory is never merged with another, so that unmapping
@@ -147,7 +148,7 @@ static void
 hugepages_before_fork(void)
 {
     hugepages_os_lock();
-    hugepages_fork.count = hugepages_state.explicit_count;
+    hugepages_fork.count = hugepages_explicit->count;
     if (hugepages_fork.count > 0) {
         hugepages_os_block_signals();
         hugepages_open_talk();
@@ -168,7 +169,7 @@ hugepages_copy_for_child(size_t index)
     if (hugepages_os_open_shared(copy, ARENA_SIZE, &os_error) != HUGEPAGES_OK) {
         return -1;
     }
-    memcpy(copy, hugepages_state.explicit_arenas[index], ARENA_SIZE);
+    memcpy(copy, hugepages_explicit->addresses[index], ARENA_SIZE);
     return 0;
 }
 
@@ -310,15 +311,14 @@ static void
 hugepages_rescue(size_t index)
 {
     if (hugepages_fork.spare == NULL) {
-        hugepages_fork.spare = hugepages_map(ARENA_SIZE,
-                                             PYMALLOC_HUGEPAGES_THP);
+        hugepages_fork.spare = hugepages_map_arena(
+            PYMALLOC_HUGEPAGES_THP, &hugepages_fork.spare_kind);
         if (hugepages_fork.spare == NULL) {
             hugepages_os_exit(HUGEPAGES_FORK_MESSAGE("out of memory"));
         }
     }
-    switch (hugepages_os_rescue(hugepages_fork.spare,
-                                hugepages_state.explicit_arenas[index],
-                                ARENA_SIZE))
+    void *arena = hugepages_explicit->addresses[index];
+    switch (hugepages_os_rescue(hugepages_fork.spare, arena, ARENA_SIZE))
     {
     case HUGEPAGES_OK:
         break;
@@ -338,7 +338,7 @@ hugepages_rescue(size_t index)
 static void
 hugepages_own(size_t index)
 {
-    void *arena = hugepages_state.explicit_arenas[index];
+    void *arena = hugepages_explicit->addresses[index];
     int os_error;
 
     hugepages_rescue(index);
@@ -349,10 +349,9 @@ hugepages_own(size_t index)
             memcpy(arena, hugepages_fork.spare, ARENA_SIZE);
             return;
         }
-        if (result == HUGEPAGES_NEVER) {
-            hugepages_state.refused |= PYMALLOC_HUGEPAGES_HUGETLB;
-        }
+        hugepages_note_refused(PYMALLOC_HUGEPAGES_HUGETLB, result, os_error);
     }
+    hugepages_kind kind = hugepages_fork.spare_kind;
     if (hugepages_os_move(hugepages_fork.spare, arena, ARENA_SIZE, &os_error)
         == HUGEPAGES_OK)
     {
@@ -362,12 +361,14 @@ hugepages_own(size_t index)
              == HUGEPAGES_OK)
     {
         memcpy(arena, hugepages_fork.spare, ARENA_SIZE);
+        kind = HUGEPAGES_PLAIN;
     }
     else {
         hugepages_os_exit(HUGEPAGES_FORK_MESSAGE("out of memory"));
     }
     /* The one that takes its place was made the child's own before. */
-    hugepages_remove_explicit(index);
+    hugepages_unregister(HUGEPAGES_EXPLICIT, index);
+    hugepages_register(arena, kind);
 }
 
 /* Tell the parent that only the first arenas are left, so many. */
@@ -382,6 +383,19 @@ hugepages_tell_parent(size_t left)
     if (hugepages_fork.has_line && (hugepages_fork.talk == NULL || left == 0))
     {
         hugepages_os_send(hugepages_fork.line[1]);
+    }
+}
+
+static void
+hugepages_unmap_spare(void)
+{
+    int os_error;
+    if (hugepages_fork.spare != NULL
+        && hugepages_os_unmap(hugepages_fork.spare, ARENA_SIZE, &os_error)
+           != HUGEPAGES_OK)
+    {
+        hugepages_register(hugepages_fork.spare, hugepages_fork.spare_kind);
+        hugepages_push_stray(hugepages_fork.spare, ARENA_SIZE);
     }
 }
 
@@ -401,9 +415,7 @@ hugepages_after_fork_in_child(void)
             hugepages_os_close_line(hugepages_fork.line[1]);
         }
         hugepages_close_talk();
-        if (hugepages_fork.spare != NULL) {
-            hugepages_unmap(hugepages_fork.spare, ARENA_SIZE);
-        }
+        hugepages_unmap_spare();
         hugepages_os_unblock_signals();
     }
     hugepages_os_unlock();

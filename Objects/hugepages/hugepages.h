@@ -3,13 +3,15 @@
    Layers, from the top:
 
        obmalloc.c         knows arenas; asks _PyMem_ArenaAlloc/_PyMem_ArenaFree
+       report.c           tells what stats.c has counted
        arena.c            policy: which pages a request gets; no system call
+       stats.c            counts arenas and refusals
        fork.c             policy: what a forked process does with its arenas
        os_linux.c         mechanism, one file per system: the system calls;
        os_windows.c       no decision
        os_other.c
 
-   static.c includes the policy and the one OS file that fits the target, and
+   static.c includes all but the OS files that do not fit the target, and
    is itself included by obmalloc.c, so the whole room is one translation unit
    with no exported symbol but those of pycore_hugepages.h.  The C tests
    (Programs/_testhugepages.c) put a fake system in place of the OS file.
@@ -130,5 +132,10 @@ static hugepages_result hugepages_os_map_plain(size_t size, void **address,
    the caller. */
 static hugepages_result hugepages_os_unmap(void *address, size_t size,
                                            int *os_error);
+
+/* Return the name that the system's documentation has for an error number
+   ("ENOMEM"), a string that is never freed, or NULL if it is none that the
+   functions above are known to meet. */
+static const char *hugepages_os_error_name(int os_error);
 
 #endif /* !Py_HUGEPAGES_H */

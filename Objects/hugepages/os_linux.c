@@ -300,3 +300,27 @@ hugepages_os_unmap(void *address, size_t size, int *os_error)
     errno = saved_errno;
     return HUGEPAGES_BUSY;
 }
+
+static const char *
+hugepages_os_error_name(int os_error)
+{
+#define NAMED(error) case error: return #error
+    switch (os_error) {
+    NAMED(EACCES);
+    NAMED(EAGAIN);
+    NAMED(EBUSY);
+    NAMED(EFAULT);
+    NAMED(EHWPOISON);
+    NAMED(EINTR);
+    NAMED(EINVAL);
+    NAMED(EIO);
+    NAMED(ENODEV);
+    NAMED(ENOMEM);
+    NAMED(ENOSYS);
+    NAMED(EOPNOTSUPP);
+    NAMED(EPERM);
+    default:
+        return NULL;
+    }
+#undef NAMED
+}

@@ -147,3 +147,16 @@ hugepages_os_unmap(void *address, size_t Py_UNUSED(size),
     return HUGEPAGES_OK;
 }
 #endif
+
+static const char *
+hugepages_os_error_name(int os_error)
+{
+    switch (os_error) {
+    case ENOMEM:
+        return "ENOMEM";
+    case ENOSYS:
+        return "ENOSYS";
+    default:
+        return NULL;
+    }
+}

@@ -152,3 +152,23 @@ hugepages_os_unmap(void *address, size_t Py_UNUSED(size), int *os_error)
     SetLastError(saved_error);
     return HUGEPAGES_BUSY;
 }
+
+static const char *
+hugepages_os_error_name(int os_error)
+{
+#define NAMED(error) case error: return #error
+    switch (os_error) {
+    NAMED(ERROR_ACCESS_DENIED);
+    NAMED(ERROR_CALL_NOT_IMPLEMENTED);
+    NAMED(ERROR_COMMITMENT_LIMIT);
+    NAMED(ERROR_INVALID_PARAMETER);
+    NAMED(ERROR_NOT_ALL_ASSIGNED);
+    NAMED(ERROR_NOT_ENOUGH_MEMORY);
+    NAMED(ERROR_NOT_SUPPORTED);
+    NAMED(ERROR_NO_SYSTEM_RESOURCES);
+    NAMED(ERROR_PRIVILEGE_NOT_HELD);
+    default:
+        return NULL;
+    }
+#undef NAMED
+}

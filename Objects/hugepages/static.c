@@ -3,6 +3,7 @@
 
 #include "pycore_hugepages.h"     // _PyMem_SetHugePages()
 
+#include "stats.c"
 #include "arena.c"
 
 #if defined(MS_WINDOWS)
@@ -14,6 +15,8 @@
 #else
 #  include "os_other.c"
 #endif
+
+#include "report.c"
 
 void *
 _PyMem_ArenaAlloc(void *Py_UNUSED(ctx), size_t size)

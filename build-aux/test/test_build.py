@@ -155,6 +155,9 @@ class WithoutTheOptionTest(support.TemporaryDirectoryTestCase):
         words[words.index(object_file)] = str(output)
         # Line numbers and paths are those of another text, of course.
         words += ["-g0", f"-ffile-prefix-map={source}=source"]
+        # The one thing that each patched build has more: a function that says
+        # whether the option was given.
+        words += ["-DSYS__PYMALLOC_HUGEPAGES_METHODDEF="]
         self.run_command(*words, cwd=UNPATCHED)
         text = self.run_command("objdump", "--no-show-raw-insn", "-drs", output)
         output.unlink()

@@ -244,6 +244,8 @@ class Snapshot:
         self.other_pages = report['other_pages']
         self.regions = list(self.parse_smaps(report['smaps']))
         self.available = report['available']
+        # What sys._pymalloc_hugepages() returned.
+        self.stats = report['stats']
         self.address_space = sum(region.end - region.start
                                  for region in self.regions)
         self.hugetlb_pages = sum(region.hugetlb
@@ -314,10 +316,12 @@ def report(objects=(), other_pids=()):
             if line.startswith('HugetlbPages:'):
                 return int(line.split()[1]) // 2048
         return 0
+    smaps = read('/proc/self/smaps')
     line = json.dumps({'pid': os.getpid(),
                        'other_pages': sum(map(pages, other_pids)),
                        'available': available_pages(),
-                       'smaps': read('/proc/self/smaps'),
+                       'smaps': smaps,
+                       'stats': sys._pymalloc_hugepages(),
                        'objects': [id(obj) for obj in objects]})
     print(line, flush=True)
 
@@ -339,7 +343,7 @@ class HugePagesTestCase(unittest.TestCase):
     def setUp(self):
         # Settings of the tests' own process must not change the children.
         env = self.enterContext(os_helper.EnvironmentVarGuard())
-        for name in (ENV_VAR, 'PYTHONMALLOC', 'PYTHONMALLOCSTATS',
+        for name in (ENV_VAR, f'{ENV_VAR}_STATS', 'PYTHONMALLOC', 'PYTHONMALLOCSTATS',
                      'PYTHONTRACEMALLOC', 'PYTHONDEVMODE'):
             env.unset(name)
 

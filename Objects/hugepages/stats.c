@@ -1,0 +1,53 @@
+/* What arenas sit on, and how often a kind of page was refused.
+
+   Guarded by the lock, as the state of arena.c is.  Only requests of exactly
+   ARENA_SIZE are counted.
+
+   now counts mappings, whether an arena uses them or they are strays, so that
+   it agrees with what the system tells of this process; retained says how many
+   of them are strays. */
+
+#include "hugepages.h"
+
+typedef enum {
+    HUGEPAGES_EXPLICIT,
+    HUGEPAGES_THP,
+    HUGEPAGES_PLAIN,
+    HUGEPAGES_RETAINED,
+    HUGEPAGES_KINDS
+} hugepages_kind;
+
+static _PyMem_HugePagesTier hugepages_stats[HUGEPAGES_KINDS];
+
+static void
+hugepages_count_mapped(hugepages_kind kind)
+{
+    _PyMem_HugePagesTier *stats = &hugepages_stats[kind];
+    stats->ever++;
+    stats->now++;
+    if (stats->now > stats->peak) {
+        stats->peak = stats->now;
+    }
+}
+
+static void
+hugepages_count_unmapped(hugepages_kind kind)
+{
+    hugepages_stats[kind].now--;
+}
+
+static void
+hugepages_count_refused(hugepages_kind kind, int os_error)
+{
+    _PyMem_HugePagesTier *stats = &hugepages_stats[kind];
+    size_t last = PYMEM_HUGEPAGES_ERRORS - 1;
+    size_t i = 0;
+    while (i < last && stats->refused[i].count > 0
+           && stats->refused[i].error != os_error)
+    {
+        i++;
+    }
+    /* The last entry is for all that have none of their own. */
+    stats->refused[i].error = i < last ? os_error : 0;
+    stats->refused[i].count++;
+}
