@@ -321,20 +321,15 @@ hugepages_find(const void *address, size_t *index)
     return HUGEPAGES_PLAIN;
 }
 
-/* Take note of what an arena sits on, in its table and in the statistics.  An
-   arena on THP that finds no room in the table counts as plain memory. */
+/* Take note of what an arena sits on, in the table of its kind, which has room
+   for it since it was mapped, and in the statistics. */
 static void
 hugepages_register(void *address, hugepages_kind kind)
 {
     if (kind < HUGEPAGES_PLAIN) {
         hugepages_table *table = &hugepages_state.arenas[kind];
-        if (hugepages_grow_table(table) == 0) {
-            table->addresses[table->count] = address;
-            table->count++;
-        }
-        else {
-            kind = HUGEPAGES_PLAIN;
-        }
+        table->addresses[table->count] = address;
+        table->count++;
     }
     hugepages_count_mapped(kind);
 }
@@ -352,8 +347,8 @@ hugepages_unregister(hugepages_kind kind, size_t index)
     hugepages_count_unmapped(kind);
 }
 
-/* Ask for an arena on one kind of huge pages.  Return NULL if it is refused; a
-   tier that says never is dropped.  Its table has room for it. */
+/* Ask for an arena on one kind of huge pages, with room for it in their table.
+   Return NULL if it is refused; a tier that says never is dropped. */
 static void *
 hugepages_map_huge(uint32_t tier)
 {

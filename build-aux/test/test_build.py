@@ -147,8 +147,8 @@ class WithoutTheOptionTest(support.TemporaryDirectoryTestCase):
         object_file = file[:-2] + ".o"
         commands = self.run_command(
             "make", "-n", "-W", self.pristine / file, object_file,
-            cwd=UNPATCHED).splitlines()
-        [command] = [line for line in commands if f" -o {object_file} " in line]
+            cwd=UNPATCHED).replace("\\\n", " ").splitlines()
+        [command] = [line for line in commands if f"-o {object_file} " in line]
         words = [word.replace(str(self.pristine), str(source))
                  for word in shlex.split(command)]
         output = self.directory / "object.o"

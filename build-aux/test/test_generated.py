@@ -73,7 +73,7 @@ class ScriptsTest(unittest.TestCase):
                        rb"#!.*\b(ba)?sh\b", path.read_bytes()[:30])]
         self.assertTrue(scripts)
         process = subprocess.run(["shellcheck", *scripts], text=True,
-                                 stdout=subprocess.PIPE)
+                                 cwd=TOP, stdout=subprocess.PIPE)
         self.assertEqual(process.returncode, 0, process.stdout)
 
 
