@@ -342,9 +342,9 @@ def main():
                 [sys.executable, "-m", "unittest", "discover", "-v",
                  "-s", str(BUILD_AUX / "test")], env=environment),
             lambda: run_unittest(
-                tally, "tests of the benchmark",
-                [sys.executable, "-m", "unittest", "discover", "-v",
-                 "-s", str(TOP / "Tools" / "pymalloc_hugepages")]),
+                tally, "tests of the tools",
+                [str(hugepages / "python"), "-m", "unittest", "discover",
+                 "-v", "-s", str(TOP / "Tools" / "pymalloc_hugepages")]),
             *c_test_steps(tally, hugepages),
             *(lambda module=module: run_unittest(
                 tally, module,

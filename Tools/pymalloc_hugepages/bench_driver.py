@@ -3,7 +3,7 @@
 
 Runs the workloads of bench_obmalloc.py, and start-up, with any number of
 interpreters and settings, under perf stat.  Needs Linux, Python 3.9 or later
-and perf; root's rights to reserve huge pages; gnuplot for --plot.
+and perf; root's rights to reserve huge pages; gnuplot for --plot and --html.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import sys
 
 import bench_obmalloc
 from benchlib import BenchError, Interrupted
-from benchlib import measure, memory, plot, report
+from benchlib import measure, memory, page, plot, report
 from benchlib.progress import Progress
 
 
@@ -77,6 +77,8 @@ def parse_arguments(args):
                         help="form of the tables (default: text)")
     parser.add_argument("--plot", metavar="FILE.svg",
                         help="draw the results, too")
+    parser.add_argument("--html", metavar="FILE.html",
+                        help="write tables, plots and results as a page, too")
     options = parser.parse_args(args)
 
     if options.runs < 1:
@@ -133,7 +135,7 @@ def stop_on_signals():
 
 def run_benchmark(options):
     """Measure.  Return (results, exit status)."""
-    for path in filter(None, (options.json, options.plot)):
+    for path in filter(None, (options.json, options.plot, options.html)):
         check_writable(path)
     seed = (random.SystemRandom().randrange(1 << 32)
             if options.seed is None else options.seed)
@@ -158,10 +160,12 @@ def run_benchmark(options):
 
 
 def show(results, options):
-    """Print the tables and draw the plot."""
+    """Print the tables, draw the plot, write the page."""
     print(report.render(results, options.format), end="", flush=True)
     if options.plot:
         plot.draw(results, options.plot)
+    if options.html:
+        page.write(results, options.html)
 
 
 def complain(error):

@@ -35,16 +35,19 @@ def _data(results, name, by_key):
     return lines + ["EOD"]
 
 
-def _shown(results):
-    """[(title, {key: Sample})]: the wall clock and every event counted."""
-    return [("Wall clock" if event == perf.WALL_TIME else event, by_key)
-            for event, by_key in report.samples(results).items()
+def shown_events(results):
+    """The events that have a plot: the wall clock and every one counted."""
+    return [event for event, by_key in report.samples(results).items()
             if by_key and event not in perf.TIMES[1:]]
 
 
-def script(results, path):
-    """The gnuplot script that draws the results to path."""
-    shown = _shown(results)
+def script(results, path, events=None):
+    """The gnuplot script that draws the results to path: the events, or all of
+    shown_events()."""
+    samples = report.samples(results)
+    shown = [("Wall clock" if event == perf.WALL_TIME else event,
+              samples[event])
+             for event in events or shown_events(results)]
     names = report.labels(results)
     lines = [
         f"set terminal svg size {_WIDTH},{_PANEL_HEIGHT * len(shown)} "
@@ -73,9 +76,9 @@ def script(results, path):
     return "\n".join(lines) + "\n"
 
 
-def draw(results, path):
-    """Write the picture to path.  Raise BenchError if that cannot be done; a
-    file that was there is then still there."""
+def draw(results, path, events=None):
+    """Write the picture to path; events as for script().  Raise BenchError if
+    that cannot be done; a file that was there is then still there."""
     if not results["runs"]:
         raise BenchError("no plot: there is no result to draw")
     directory = os.path.dirname(os.path.abspath(path))
@@ -83,7 +86,7 @@ def draw(results, path):
         with tempfile.TemporaryDirectory(dir=directory) as temporary:
             drawn = os.path.join(temporary, "plot.svg")
             done = subprocess.run(
-                ["gnuplot", "-"], input=script(results, drawn),
+                ["gnuplot", "-"], input=script(results, drawn, events),
                 stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 universal_newlines=True)
             if done.returncode or not os.path.exists(drawn):

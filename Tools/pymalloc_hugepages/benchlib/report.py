@@ -140,13 +140,18 @@ def memory_table(results):
                  "/ transparent huge pages)", ["Workload", *names], rows)
 
 
-def tables(results):
-    """All tables."""
-    found = [event_table(results, event, by_key)
+def tables_by_event(results):
+    """All tables, as pairs of the event, None for memory, and the Table."""
+    found = [(event, event_table(results, event, by_key))
              for event, by_key in samples(results).items() if by_key]
     if results["memory"]:
-        found.append(memory_table(results))
+        found.append((None, memory_table(results)))
     return found
+
+
+def tables(results):
+    """All tables."""
+    return [table for _, table in tables_by_event(results)]
 
 
 def _uncounted(results):

@@ -1,0 +1,17 @@
+"""The parts of hugepages.py, the command that is in the folder above.
+
+system.py and windows.py find out what the system offers, verdict.py decides
+what that means for arenas, process.py looks at a running process; the other
+modules are the commands.
+"""
+
+
+class ToolError(Exception):
+    """What was asked for cannot be done.
+
+    str() is one line: what, why, and what to do.  status is the exit status.
+    """
+
+    def __init__(self, message, status=2):
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,208 @@
+"""The command line of hugepages.py.
+
+The modules of the commands are imported when they are called: status without
+a process works on systems that lack what the others need.
+"""
+
+import argparse
+import os
+import sys
+
+from . import ToolError
+
+
+DESCRIPTION = """\
+Find out whether CPython's small objects are on huge pages, and put them there.
+For interpreters built --with-pymalloc-hugepages."""
+
+EPILOG = """\
+examples:
+  hugepages.py status                     what this system offers
+  hugepages.py status 1234                what process 1234 has
+  hugepages.py status app.py --watch      the same, again and again
+  sudo hugepages.py reserve 128           128 huge pages, until reboot
+  sudo hugepages.py reserve 128 --persist and at each boot
+  hugepages.py reserve --dry-run --for python app.py
+  hugepages.py run -- python app.py       run it, then one line of figures
+
+exit status:
+  0    what was asked for holds: an interpreter started now would get huge
+       pages; each process shown has some; all pages are reserved
+  1    it does not, and the output says why
+  2    bad arguments, or it could not be found out or done; one line on stderr
+       says why, and what to do
+  130, 141
+       stopped by Ctrl-C; nobody reads the output any more
+  run has the status of the command, 128+N if signal N ended it, 126 if it
+  cannot be executed, 127 if there is no such command.
+
+hugepages.1 beside this file is the manual page: man -l hugepages.1
+"""
+
+STATUS = """\
+Say what this system offers to arenas, with a verdict and a command that
+improves it; or, with PID or NAME, what of a process's arenas is on huge pages
+now, from /proc/PID/smaps."""
+
+RUN = """\
+Run a command with the switch set.  At its end print one line: the peak number
+of arenas on each kind of page, page faults, wall time.
+
+The numbers of arenas are the interpreters' own.  Those of a process that wrote
+none (it ran with -E or -I, or ended by os._exit(), exec() or a signal) are
+sampled from outside, as the line then says."""
+
+RESERVE = """\
+Have N huge pages of 2 MiB in the kernel's pool, those in use included; or,
+with --for, as many free ones as a command needs, which is found out by running
+it.  A pool that is larger is left alone.  Needs root."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def print_help(self, file=None):
+        # argparse's own is silent about errors of writing.
+        print(self.format_help(), end="", file=file)
+
+    def error(self, message):
+        raise ToolError(f"{message}; see: {self.prog} --help")
+
+
+def _add_json(parser, default):
+    parser.add_argument("--json", action="store_true", default=default,
+                        help="print JSON")
+
+
+def make_parser():
+    """The parser, and a dict of the commands' parsers by name."""
+    from . import process, reserve, run, system_status
+    parser = Parser(prog="hugepages.py", description=DESCRIPTION,
+                    epilog=EPILOG)
+    _add_json(parser, False)
+    commands = parser.add_subparsers(dest="verb", metavar="COMMAND",
+                                     required=True)
+    parsers = {
+        "status": commands.add_parser(
+            "status", help="what the system offers, or a process has",
+            description=STATUS),
+        "reserve": commands.add_parser(
+            "reserve", help="put huge pages into the kernel's pool",
+            description=RESERVE, usage=reserve.USAGE),
+        "run": commands.add_parser(
+            "run", help="run a command and say what it got",
+            description=RUN, usage=run.USAGE),
+    }
+    for each in parsers.values():
+        # The default of the whole command line must survive.
+        _add_json(each, argparse.SUPPRESS)
+    process.add_arguments(parsers["status"])
+    system_status.add_arguments(parsers["status"])
+    reserve.add_arguments(parsers["reserve"])
+    run.add_arguments(parsers["run"])
+    return parser, parsers
+
+
+def split_command(args):
+    """Cut the command to run off the arguments.
+
+    Return (arguments of ours, the command as a list or None).  argparse would
+    take options of the command for ours.
+    """
+    from . import run
+    args = list(args)
+    verb = next((index for index, arg in enumerate(args)
+                 if not arg.startswith("-")), len(args))
+    start = verb + 1
+    if args[verb:start] == ["reserve"]:
+        if "--for" not in args[start:]:
+            return args, None
+        start = args.index("--for", start) + 1
+        ours = args[:start]
+    elif args[verb:start] == ["run"]:
+        while start < len(args) and args[start].startswith("-"):
+            if args[start] == "--":
+                break
+            start += 2 if args[start] in run.VALUE_OPTIONS else 1
+        ours = args[:start]
+    else:
+        return args, None
+    command = args[start:]
+    if command[:1] == ["--"]:
+        del command[0]
+    return ours, command
+
+
+def parse_arguments(args):
+    """The command line as a namespace.  Raise ToolError."""
+    ours, command = split_command(args)
+    parser, _ = make_parser()
+    options = parser.parse_args(ours)
+    if command is not None:
+        options.command = command
+    return options
+
+
+def _select(options):
+    """The module whose main() does what is asked for."""
+    if options.verb == "status" and options.process is None:
+        if options.watch is not None:
+            raise ToolError("status --watch: no process to watch; give it "
+                            "first: status PID --watch")
+        from . import system_status
+        return system_status
+    if sys.platform != "linux":
+        what = ("status of a process" if options.verb == "status"
+                else options.verb)
+        raise ToolError(f"{what} is for Linux; on this system there is: "
+                        "hugepages.py status")
+    from . import process, reserve, run
+    return {"status": process, "reserve": reserve, "run": run}[options.verb]
+
+
+def _leave_stdout():
+    """Let nothing more be written to stdout, which is broken: not by the
+    interpreter at its end either."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        sys.stdout = None
+
+
+def main(args=None):
+    """Return the exit status (see EPILOG)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            # Names of files and processes may be anything.
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            options = parse_arguments(sys.argv[1:] if args is None else args)
+            status = _select(options).main(options)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except ToolError as error:
+        complain(error)
+        return error.status
+    except BrokenPipeError:
+        _leave_stdout()
+        return 141
+    except OSError as error:
+        # All others are dealt with where they arise.
+        _leave_stdout()
+        complain(f"cannot write the output: {error.strerror}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return status
+
+
+def complain(problem):
+    if sys.stderr is None:          # closed; print() would take stdout
+        return
+    print(f"hugepages.py: {problem}", file=sys.stderr)

@@ -1,0 +1,432 @@
+"""`run`: run a command, and say at its end what its arenas got.
+
+Numbers of arenas come from two sources.  Each process of an interpreter built
+with the option appends a line to the file that the environment variable
+PYTHON_PYMALLOC_HUGEPAGES_STATS names, when it finalizes: these are exact.  And
+the command and its descendants are looked at from outside, see process.py:
+these figures stand in for a process that wrote no line.  They miss what a
+process had between two looks, and arenas on plain pages.
+
+Page faults are the kernel's (wait4()): of the command and of those descendants
+that were waited for.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import typing
+
+from . import ToolError, process
+
+
+MODES = ("on", "thp", "hugetlb", "off")
+SWITCH = "PYTHON_PYMALLOC_HUGEPAGES"
+STATISTICS = "PYTHON_PYMALLOC_HUGEPAGES_STATS"
+TIERS = ("hugetlb", "thp", "plain")
+
+USAGE = ("hugepages.py run [-h] [--json] [--mode {on,thp,hugetlb,off}]\n"
+         "                        [--output FILE] [--] COMMAND [ARGUMENT ...]")
+
+# Options that take a value: cli.py must know where the command begins.
+VALUE_OPTIONS = ("--mode", "--output")
+
+# Seconds between two looks at the processes; but a look never takes more than
+# one part in SPARING of the time.
+INTERVAL = 0.05
+SPARING = 20
+
+# Passed on to the command when another process has sent them.  What the
+# terminal sends goes to the command anyway, for it is in the same group.
+_FORWARDED = (signal.SIGINT, signal.SIGTERM) + tuple(
+    getattr(signal, name) for name in ("SIGHUP", "SIGQUIT", "SIGUSR1",
+                                       "SIGUSR2") if hasattr(signal, name))
+
+# linux/asm-generic/siginfo.h: the si_code of signals that the kernel sends.
+_SI_KERNEL = 0x80
+
+
+# Looking at the processes from outside.
+
+@dataclasses.dataclass
+class Seen:
+    """What was seen of one process.  Numbers of arenas, each the highest."""
+
+    pid: int
+    patched: bool
+    # How often it was looked at.
+    looks: int = 0
+    hugetlb: int = 0
+    thp: int = 0
+    # Bytes of its THP-advised arenas that were on huge pages.
+    thp_on_huge_pages: int = 0
+
+
+class Sampler:
+    """Looks at a process and its descendants again and again, in a thread.
+
+    A descendant stays known when its parent ends.
+    """
+
+    def __init__(self, pid, root="/"):
+        self._root = root
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        # Both by (PID, start time), which no two processes share.
+        self.seen = {}
+        self._alive = {}
+        # The different sets of interpreters with the option that were there at
+        # the same time.
+        self.together = set()
+        self._pid = pid
+
+    def start(self):
+        self._thread.start()
+
+    def stop(self):
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self):
+        pause = 0
+        while not self._stop.wait(pause):
+            started = time.monotonic()
+            self.look()
+            pause = max(INTERVAL, SPARING * (time.monotonic() - started))
+
+    def _children(self, pid):
+        """PIDs of the children of all threads of a process."""
+        tasks = process.proc_path(self._root, pid, "task")
+        children = []
+        for task in os.listdir(tasks):
+            # Only kernels with CONFIG_PROC_CHILDREN have it: all of
+            # distributions do.
+            with open(os.path.join(tasks, task, "children")) as file:
+                children += map(int, file.read().split())
+        return children
+
+    def _find_alive(self):
+        """{(PID, start time)} of the known processes and their descendants."""
+        alive = {}
+        pending = [self._pid] + [pid for pid, _ in self._alive]
+        while pending:
+            pid = pending.pop()
+            if pid in alive:
+                continue
+            try:
+                stat = process.read_stat(pid, self._root)
+                key = pid, stat.start
+                if (pid == self._pid or key in self._alive
+                        or stat.parent in alive):
+                    alive[pid] = key
+                    pending += self._children(pid)
+            except OSError:
+                pass                # it has ended
+        return set(alive.values())
+
+    def look(self):
+        """Look at all of them once."""
+        self._alive = dict.fromkeys(self._find_alive())
+        together = set()
+        for key in self._alive:
+            try:
+                if self._look_at(key):
+                    together.add(key)
+            except OSError:
+                pass                # it has ended, or is another user's
+        self.together.add(frozenset(together))
+
+    def _look_at(self, key):
+        """Look at one.  Return whether it is an interpreter with the option.
+        """
+        pid = key[0]
+        seen = self.seen.get(key)
+        # A process may become another program, or load the library later.
+        patched = process.find_interpreter(pid, self._root) is not None
+        if seen is None:
+            seen = self.seen[key] = Seen(pid, patched)
+        seen.patched = seen.patched or patched
+        seen.looks += 1
+        if patched:
+            usage = process.read_usage(pid, self._root)
+            seen.hugetlb = max(seen.hugetlb, usage.hugetlb_arenas)
+            seen.thp = max(seen.thp, usage.thp_arenas)
+            seen.thp_on_huge_pages = max(seen.thp_on_huge_pages, usage.thp)
+        return patched
+
+
+# The lines that the interpreters write.
+
+def parse_statistics(text):
+    """{PID: {tier: peak number of arenas}} of the lines of a statistics file.
+
+    Whatever is no such line is passed over: a process may have been killed
+    while it wrote.  Of several lines with one PID (an interpreter in a program
+    may be finalized more than once) the highest numbers count.
+    """
+    found = {}
+    for line in text.splitlines():
+        try:
+            entry = json.loads(line)
+            pid = int(entry["pid"])
+            peaks = {tier: int(entry[tier]["peak"]) for tier in TIERS}
+        except (ValueError, KeyError, TypeError):
+            continue
+        old = found.setdefault(pid, peaks)
+        for tier in TIERS:
+            old[tier] = max(old[tier], peaks[tier])
+    return found
+
+
+# Running the command.
+
+@dataclasses.dataclass
+class Outcome:
+    """What a command did."""
+
+    command: typing.List[str]
+    mode: str
+    pid: int
+    # As the shell has it: its exit status, or 128 + the signal.
+    status: int
+    wall: float                     # seconds
+    minor_faults: int
+    major_faults: int
+    # {PID: {tier: peak}}, exact.
+    statistics: typing.Dict[int, typing.Dict[str, int]]
+    # Seen of each process that was an interpreter with the option, by (PID,
+    # start time).
+    seen: typing.Dict[typing.Tuple[int, int], Seen]
+    # Sets of keys of seen: which of them were there at the same time.
+    together: typing.Set[typing.FrozenSet[typing.Tuple[int, int]]]
+
+
+def start_error(command, error):
+    """ToolError for a command that could not be started: the shell's status
+    and a line."""
+    name = command[0]
+    # A directory in PATH that may not be searched is no reason to say that the
+    # command may not be executed.
+    is_nowhere = "/" not in name and shutil.which(name, os.F_OK) is None
+    if is_nowhere or isinstance(error, (FileNotFoundError,
+                                        NotADirectoryError)):
+        if os.path.exists(name) and "/" in name:
+            return ToolError(f"cannot run {name!r}: the interpreter that its "
+                             "first line names does not exist", 127)
+        return ToolError(f"cannot run {name!r}: there is no such command; "
+                         "give its path, or one that is in PATH", 127)
+    return ToolError(f"cannot run {name!r}: {error.strerror}; give a program "
+                     "that you may execute", 126)
+
+
+@contextlib.contextmanager
+def _blocked(signals):
+    """Keep signals pending for the block, and throw away what came late."""
+    old = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield old
+    finally:
+        while signal.sigtimedwait(signals, 0) is not None:
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def _wait(pid, signals):
+    """Wait for the command and pass signals on to it.
+
+    Return (wait status, resource usage).
+    """
+    while True:
+        ended, wait_status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:
+            return wait_status, usage
+        info = signal.sigwaitinfo(signals)
+        if info.si_signo != signal.SIGCHLD and info.si_code != _SI_KERNEL:
+            with contextlib.suppress(PermissionError):
+                os.kill(pid, info.si_signo)     # not sudo's, for example
+
+
+def execute(command, mode, stdout=None):
+    """Run a command to its end.  Return Outcome.
+
+    It inherits what this process has: standard streams, other descriptors,
+    environment, except for the switch and STATISTICS.  stdout is a descriptor
+    that it gets instead of its standard output.  Raise ToolError if it cannot
+    be started.
+    """
+    # A process in the background of a script is not to be stopped by Ctrl-C,
+    # nor is one under nohup by SIGHUP: such signals stay ignored.
+    signals = {each for each in _FORWARDED
+               if signal.getsignal(each) != signal.SIG_IGN}
+    # Where it is ignored, which is inherited, children cannot be waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signals.add(signal.SIGCHLD)
+    file_actions = []
+    if stdout is not None:
+        file_actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
+    with contextlib.ExitStack() as stack:
+        try:
+            # A directory: a process that outlives the command cannot make the
+            # file again when that is gone.
+            directory = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="hugepages-"))
+        except OSError as error:
+            raise ToolError("cannot make a temporary directory: "
+                            f"{error.strerror}; set TMPDIR") from None
+        path = os.path.join(directory, "statistics")
+        old_mask = stack.enter_context(_blocked(signals))
+        started = time.monotonic()
+        try:
+            # Python ignores SIGPIPE and SIGXFSZ; programs do not expect that.
+            pid = os.posix_spawnp(
+                command[0], command,
+                {**os.environ, SWITCH: mode, STATISTICS: path},
+                file_actions=file_actions, setsigmask=old_mask,
+                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+        except OSError as error:
+            raise start_error(command, error) from None
+        except ValueError as error:
+            raise ToolError(f"cannot run {command[0]!r}: {error}") from None
+        sampler = Sampler(pid)
+        sampler.start()
+        wait_status, usage = _wait(pid, signals)
+        wall = time.monotonic() - started
+        sampler.stop()
+        try:
+            with open(path, errors="replace") as file:
+                text = file.read()
+        except FileNotFoundError:
+            text = ""
+    status = (128 + os.WTERMSIG(wait_status) if os.WIFSIGNALED(wait_status)
+              else os.WEXITSTATUS(wait_status))
+    return Outcome(
+        command, mode, pid, status, wall, usage.ru_minflt, usage.ru_majflt,
+        parse_statistics(text),
+        {key: seen for key, seen in sampler.seen.items() if seen.patched},
+        sampler.together)
+
+
+# What is said of it.
+
+def processes(outcome):
+    """A list of dicts, one for each process that was an interpreter with the
+    option: pid, source ("statistics" or "sampled"), peak.  Where it is sampled
+    there is looks, too, and peak["plain"] is None.  The command itself is the
+    first, if it is there."""
+    found = {pid: {"pid": pid, "source": "statistics", "peak": peaks}
+             for pid, peaks in outcome.statistics.items()}
+    for seen in outcome.seen.values():
+        found.setdefault(seen.pid, {
+            "pid": seen.pid, "source": "sampled", "looks": seen.looks,
+            "peak": {"hugetlb": seen.hugetlb, "thp": seen.thp, "plain": None}})
+    return sorted(found.values(),
+                  key=lambda entry: (entry["pid"] != outcome.pid,
+                                     entry["pid"]))
+
+
+def add_peaks(entries):
+    """{tier: sum of the peaks}; None for plain if it is known of none."""
+    total = {}
+    for tier in TIERS:
+        known = [entry["peak"][tier] for entry in entries
+                 if entry["peak"][tier] is not None]
+        total[tier] = sum(known) if known else None
+    return total
+
+
+def as_dict(outcome):
+    """An Outcome as plain JSON types."""
+    entries = processes(outcome)
+    sampled = sum(entry["source"] == "sampled" for entry in entries)
+    return {
+        "command": outcome.command,
+        "mode": outcome.mode,
+        "pid": outcome.pid,
+        "status": outcome.status,
+        "wall_seconds": round(outcome.wall, 6),
+        "page_faults": {"minor": outcome.minor_faults,
+                        "major": outcome.major_faults},
+        "patched": bool(entries),
+        "peak_arenas": add_peaks(entries) if entries else None,
+        "sampled_processes": sampled,
+        "processes": entries,
+    }
+
+
+def _tiers(peaks):
+    plain = "unknown" if peaks["plain"] is None else f"{peaks['plain']:,}"
+    return (f"{peaks['hugetlb']:,} hugetlb, {peaks['thp']:,} THP, "
+            f"{plain} plain")
+
+
+def _plural(number, noun):
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def as_line(outcome):
+    """An Outcome as one line of text."""
+    entries = processes(outcome)
+    if not entries:
+        arenas = "no interpreter built --with-pymalloc-hugepages was seen"
+    else:
+        arenas = "peak arenas: " + _tiers(add_peaks(entries))
+        sampled = sum(entry["source"] == "sampled" for entry in entries)
+        notes = []
+        if len(entries) > 1:
+            notes.append(f"sum of {len(entries):,} processes")
+            if entries[0]["pid"] == outcome.pid:
+                notes.append("the command itself: "
+                             + _tiers(entries[0]["peak"]))
+        if sampled == len(entries) == 1:
+            notes.append("sampled, " + _plural(entries[0]["looks"], "look"))
+        elif sampled == len(entries):
+            notes.append("sampled")
+        elif sampled:
+            notes.append(f"{sampled:,} of them sampled")
+        if notes:
+            arenas += f" ({'; '.join(notes)})"
+    faults = (f"{outcome.minor_faults:,} minor and "
+              f"{_plural(outcome.major_faults, 'major page fault')}")
+    return f"{arenas}; {faults}; {outcome.wall:.3f} s"
+
+
+# The command.
+
+def add_arguments(parser):
+    parser.add_argument("--mode", choices=MODES, default="on",
+                        help=f"value of {SWITCH} (default: on)")
+    parser.add_argument("--output", metavar="FILE",
+                        help="write the line to FILE and not to stderr")
+    parser.add_argument("command", nargs="*", metavar="COMMAND",
+                        help="what to run, with its arguments")
+
+
+def main(options):
+    """Return the exit status of the command."""
+    if not options.command:
+        raise ToolError("run: no command to run; give one: run -- COMMAND "
+                        "[ARGUMENT ...]")
+    with contextlib.ExitStack() as stack:
+        output = sys.stderr
+        if options.output is not None:
+            try:
+                # Line-buffered: no error can be left for close().
+                output = stack.enter_context(
+                    open(options.output, "w", buffering=1,
+                         errors="backslashreplace"))
+            except OSError as error:
+                raise ToolError(f"cannot write {options.output!r}: "
+                                f"{error.strerror}") from None
+        outcome = execute(options.command, options.mode)
+        line = (json.dumps(as_dict(outcome)) if options.json
+                else f"hugepages.py: {as_line(outcome)}")
+        with contextlib.suppress(OSError):
+            # The command's status is what matters, whoever reads the line.
+            print(line, file=output)
+    return outcome.status
