@@ -31,8 +31,8 @@ def _count(number):
 def _limit(limit):
     if limit is None:
         return "none"
-    return (f"{_size(limit.limit)}, {_size(limit.room)} of it left "
-            f"({limit.path})")
+    return (f"{verdict.mib(limit.limit)}, {verdict.mib(limit.room)} of it "
+            f"left ({limit.path})")
 
 
 def _facts(found):
@@ -115,8 +115,9 @@ def as_lines(facts, verdicts):
     lines += ["", "An interpreter started now, from the best tier down:"]
     for each in verdicts:
         what = "works" if each.works else "would fall back"
-        room = (f", {each.arenas:,} arenas" if each.works
-                and each.arenas is not None else "")
+        room = ""
+        if each.works and each.arenas is not None:
+            room = f", room for {each.arenas:,}"
         lines.append(f"  {each.tier + ':':<13}{what}{room}: {each.reason}")
     improvement = verdict.best_improvement(verdicts)
     lines.append("")

@@ -58,9 +58,11 @@ def _available(pool, allowed_nodes):
 
 
 def _raise_limit(limit):
-    name = limit.path
-    return (f"raise the limit in {name}: the resource hugepages-2Mi of a "
-            f"Kubernetes container, or echo max | sudo tee {name} on the host")
+    # The second is cgroup v1's word.
+    unlimited = "max" if limit.path.endswith("max") else "-1"
+    return ("in Kubernetes, give the container more of the resource "
+            f"hugepages-2Mi; else, on the host: echo {unlimited} | sudo tee "
+            f"{limit.path}")
 
 
 def judge_hugetlb(system):
@@ -77,7 +79,7 @@ def judge_hugetlb(system):
 
     free, available = _available(pool, system.allowed_nodes)
     state = (f"the pool has {_pages(pool.total or 0)}, {pool.free or 0:,} "
-             f"free, {pool.reserved or 0:,} of those reserved by others")
+             f"free, {pool.reserved or 0:,} of those reserved")
     if available == 0:
         total = pool.total or 0
         on_other_nodes = (pool.free or 0) > (pool.reserved or 0)
@@ -100,8 +102,9 @@ def judge_hugetlb(system):
     tightest = min(limits, key=lambda limit: limit.room, default=None)
     if tightest is not None and tightest.room // ARENA_SIZE < available:
         arenas = tightest.room // ARENA_SIZE
+        left = _pages(arenas) if arenas else "none"
         reason = (f"{state}, but the cgroup's limit of {mib(tightest.limit)} "
-                  f"({tightest.path}) leaves {_pages(arenas)}")
+                  f"({tightest.path}) leaves {left}")
         return Verdict("hugetlb", arenas > 0, arenas, reason,
                        _raise_limit(tightest))
     if free < available:
@@ -118,8 +121,8 @@ def judge_thp(system):
                        "pages (CONFIG_TRANSPARENT_HUGEPAGE)")
     if system.thp_size is not None and ARENA_SIZE % system.thp_size != 0:
         return Verdict("thp", False, 0, "a transparent huge page of this "
-                       f"kernel has {mib(system.thp_size)} and does not fit an "
-                       "arena of 2 MiB")
+                       f"kernel has {mib(system.thp_size)} and does not fit "
+                       "an arena of 2 MiB")
     if system.thp_allowed is False:
         return Verdict("thp", False, 0, "transparent huge pages are disabled "
                        "for this process and its children "
