@@ -678,6 +678,9 @@ def main():
         # Threads are the point of it.
         warnings.simplefilter("ignore", DeprecationWarning)
         sys.setswitchinterval(SWITCH_INTERVAL)
+        # The C library would set aside 64 MiB of address space for a thread
+        # now and then.
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
         # Leave as after an exception, with the pool put back.
         signal.signal(signal.SIGTERM, lambda *args: sys.exit(1))
         with pool_of(options.pool):
