@@ -978,10 +978,11 @@ check_stolen_arenas(void)
     }
 }
 
-/* Let the pages be taken away at each copy of the child in turn. */
+/* Let the pages be taken away at each copy of the child in turn, while a call
+   fails, from that number on (0: none does).  The child then ends with a
+   message or not. */
 static void
-check_steal(void (*arm)(void), int (*fork_child)(void (*function)(void)),
-            int expected)
+check_steal(side where, call_kind kind, int fault_at, int message)
 {
     for (int at = 1; at <= 4; at++) {
         if (begin_test(4, 0) == 0) {
@@ -990,9 +991,12 @@ check_steal(void (*arm)(void), int (*fork_child)(void (*function)(void)),
             disarm();
             fake.event.kind = CALL_COPY;
             fake.event.at = at;
-            arm();
+            fake.fault.side = where;
+            fake.fault.kind = kind;
+            fake.fault.at = fault_at;
+            fake.fault.error = ENOMEM;
             REQUIRE(pthread_create(&thief, NULL, steal_pages, NULL) == 0);
-            CHECK_EQUAL(fork_child(check_stolen_arenas), expected);
+            CHECK_EQUAL(fork_with_message(check_stolen_arenas), message);
             (void)pthread_join(thief, NULL);
             check_generations(0, 1);
             CHECK_EQUAL(check_table(), arena_count);
@@ -1002,71 +1006,24 @@ check_steal(void (*arm)(void), int (*fork_child)(void (*function)(void)),
 }
 
 static void
-arm_nothing(void)
-{
-}
-
-/* They look at shared memory instead. */
-static void
-arm_pipe(void)
-{
-    fake.fault.side = IN_PARENT;
-    fake.fault.kind = CALL_PIPE;
-    fake.fault.at = 1;
-    fake.fault.error = EMFILE;
-}
-
-static void
 test_stolen_pages(void)
 {
-    check_steal(arm_nothing, fork_with_message, 0);
-    check_steal(arm_pipe, fork_with_message, 0);
+    check_steal(IN_PARENT, CALL_PIPE, 0, 0);
+    /* Without a pipe they look at shared memory. */
+    check_steal(IN_PARENT, CALL_PIPE, 1, 0);
 }
 
 /* The parent cannot make the copy that the child needs, or the child cannot
-   read it: the child ends with a message, not with wrong data. */
-static void
-arm_parent_mprotect(void)
-{
-    fake.fault.side = IN_PARENT;
-    fake.fault.kind = CALL_MPROTECT;
-    fake.fault.at = 2;
-    fake.fault.error = ENOMEM;
-}
-
-static void
-arm_child_mprotect(void)
-{
-    fake.fault.side = IN_CHILD;
-    fake.fault.kind = CALL_MPROTECT;
-    fake.fault.at = 1;
-    fake.fault.error = ENOMEM;
-}
-
-/* There is no shared memory: for copies, or for asking. */
-static void
-arm_copies(void)
-{
-    fake.fault.side = IN_PARENT;
-    fake.fault.kind = CALL_MMAP;
-    fake.fault.at = 2;
-    fake.fault.error = ENOMEM;
-}
-
-static void
-arm_talk(void)
-{
-    arm_copies();
-    fake.fault.at = 1;
-}
-
+   read it or ask for it: the child ends with a message, not with wrong
+   data. */
 static void
 test_stolen_pages_not_copied(void)
 {
-    check_steal(arm_parent_mprotect, fork_with_message, 1);
-    check_steal(arm_child_mprotect, fork_with_message, 1);
-    check_steal(arm_copies, fork_with_message, 1);
-    check_steal(arm_talk, fork_with_message, 1);
+    check_steal(IN_PARENT, CALL_MPROTECT, 2, 1);
+    check_steal(IN_CHILD, CALL_MPROTECT, 1, 1);
+    /* The shared memory for the copies, and for asking. */
+    check_steal(IN_PARENT, CALL_MMAP, 2, 1);
+    check_steal(IN_PARENT, CALL_MMAP, 1, 1);
 }
 
 /* The kernel tells so of memory that the hardware has lost. */
