@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Measure interpreters with and without huge pages under pymalloc's arenas.
 
-Runs the workloads of bench_obmalloc.py, and start-up, with any number of
-interpreters and settings, under perf stat.  Needs Linux, Python 3.9 or later
+Runs the workloads of bench_obmalloc.py and start-up, or those of
+bench_programs.py, with any number of interpreters and settings, under perf
+stat.  Needs Linux, Python 3.9 or later
 and perf; root's rights to reserve huge pages; gnuplot for --plot and --html.
 """
 
@@ -13,6 +14,7 @@ import signal
 import sys
 
 import bench_obmalloc
+import bench_programs
 from benchlib import BenchError, Interrupted
 from benchlib import measure, memory, page, plot, report
 from benchlib.progress import Progress
@@ -20,12 +22,13 @@ from benchlib.progress import Progress
 
 EPILOG = """\
 configurations:
-  LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES]
+  LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES][,env=NAME=VALUE...]
   PATH is an interpreter.  VALUE is given to it as PYTHON_PYMALLOC_HUGEPAGES;
   without it that is not set.  The pool of 2 MiB huge pages is emptied for
   runs with pool=empty (the default) and filled for the others: with PAGES, or
   as many as the workloads can use (auto).  It is put back as found at the end,
-  after an error, and after Ctrl-C.  The first configuration is the one that
+  after an error, and after Ctrl-C.  NAME is set to VALUE in the environment of
+  the interpreter; VALUE has no comma.  The first configuration is the one that
   the others are compared with.
 
 example:
@@ -47,7 +50,7 @@ exit status:
 
 def parse_arguments(args):
     """The command line, with configurations parsed and defaults filled in."""
-    names = [*bench_obmalloc.WORKLOADS, measure.STARTUP]
+    names = [*measure.SCRIPTS, measure.STARTUP]
     parser = argparse.ArgumentParser(
         prog="bench_driver.py", description=__doc__, epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -60,8 +63,16 @@ def parse_arguments(args):
         help="measure nothing: show the results in a file of --json")
     parser.add_argument(
         "--workload", action="append", metavar="NAME", dest="workloads",
-        help="measure this workload only; give it several times for more "
-        f"(default: {', '.join(names)})")
+        help="measure this workload only; give it several times for more; "
+        f"there are: {', '.join(names)} (default: those of bench_obmalloc.py "
+        "and startup)")
+    parser.add_argument(
+        "--programs", action="store_true",
+        help="measure the workloads of bench_programs.py by default")
+    parser.add_argument(
+        "--loops", type=int, default=1, metavar="N",
+        help="let each run do its workload N times in one process, and "
+        "measure one turn, too (default: 1; not for startup)")
     parser.add_argument("--runs", type=int, default=10, metavar="N",
                         help="timed runs of each workload (default: 10)")
     parser.add_argument("--seed", type=int, metavar="N",
@@ -85,7 +96,9 @@ def parse_arguments(args):
         raise BenchError(f"--runs must be 1 or more, not {options.runs}")
     if options.warm is not None and options.warm < 0:
         raise BenchError(f"--warm must be 0 or more, not {options.warm}")
-    options.workloads = options.workloads or names
+    if options.loops < 1:
+        raise BenchError(f"--loops must be 1 or more, not {options.loops}")
+    options.workloads = options.workloads or default_workloads(options)
     for name in options.workloads:
         if name not in names:
             raise BenchError(f"no workload {name!r}; there are: "
@@ -99,6 +112,14 @@ def parse_arguments(args):
             raise BenchError(f"two configurations are called {label!r}; "
                              "give each a label of its own")
     return options
+
+
+def default_workloads(options):
+    if options.programs:
+        return list(bench_programs.WORKLOADS)
+    if options.loops > 1:
+        return list(bench_obmalloc.WORKLOADS)
+    return [*bench_obmalloc.WORKLOADS, measure.STARTUP]
 
 
 def warm_size(mib):
@@ -142,7 +163,8 @@ def run_benchmark(options):
     progress = Progress()
     progress.step("looking at the interpreters and perf")
     results = measure.new_results(options.configs, options.workloads,
-                                  options.runs, seed, warm_size(options.warm))
+                                  options.runs, seed, warm_size(options.warm),
+                                  options.loops)
     status = 0
     try:
         with memory.Pool() as pool:

@@ -6,6 +6,9 @@ runs once, with the garbage collector off; "all" runs every one of them, and
 --list prints their names.  Nothing is timed here: a run is meant to be
 measured from outside (perf stat, or bench_driver.py beside this file).
 
+With --loops N, before the names, each runs N times in this one process, and
+prints the seconds that each turn took, a line each.
+
 Nothing is imported but what every interpreter has loaded anyway, so that the
 figures are those of the workload.  All objects of a workload die when its
 function returns, within the run.
@@ -102,26 +105,54 @@ WORKLOADS = {workload.__name__: workload for workload in (
 )}
 
 
-def main(args):
-    """Run the workloads named in args; return the exit status."""
+def take_turns(workload, loops):
+    """Run a workload that many times, and print what each turn took."""
+    import time
+    seconds = []
+    for _ in range(loops):
+        start = time.perf_counter()
+        workload()
+        seconds.append(time.perf_counter() - start)
+    for turn in seconds:
+        print(f"{turn:.6f}")
+
+
+def main(args, workloads=WORKLOADS, script="bench_obmalloc.py",
+         collector=False):
+    """Run the workloads named in args; return the exit status.
+
+    collector says whether the garbage collector is on while they run.
+    """
     if args == ["--list"]:
-        print("\n".join(WORKLOADS))
+        print("\n".join(workloads))
         return 0
+    loops = 0
+    if args and args[0] == "--loops":
+        if len(args) < 2 or not args[1].isdecimal() or int(args[1]) < 1:
+            print(f"{script}: --loops needs a number from 1 on",
+                  file=sys.stderr)
+            return 2
+        loops = int(args[1])
+        args = args[2:]
     if not args or args[0] in ("-h", "--help"):
-        print("usage: bench_obmalloc.py NAME [NAME...] | all | --list",
+        print(f"usage: {script} [--loops N] NAME [NAME...] | all | --list",
               file=sys.stdout if args else sys.stderr)
         return 0 if args else 2
     if args == ["all"]:
-        args = list(WORKLOADS)
+        args = list(workloads)
     for name in args:
-        if name not in WORKLOADS:
-            print(f"bench_obmalloc.py: no workload {name!r}; "
-                  "--list prints those there are", file=sys.stderr)
+        if name not in workloads:
+            print(f"{script}: no workload {name!r}; --list prints those "
+                  "there are", file=sys.stderr)
             return 2
     for name in args:
         gc.collect()
-        gc.disable()
-        WORKLOADS[name]()
+        if not collector:
+            gc.disable()
+        if loops:
+            take_turns(workloads[name], loops)
+        else:
+            workloads[name]()
         gc.enable()
     return 0
 

@@ -27,6 +27,7 @@ sys.path.insert(0, HERE)
 
 import bench_driver
 import bench_obmalloc
+import bench_programs
 from benchlib import BenchError, measure, memory, perf, plot, report
 from benchlib.progress import Progress
 
@@ -134,6 +135,27 @@ class WorkloadTests(ScratchDirectory):
         self.assertEqual((done.returncode, done.stdout, done.stderr),
                          (0, "", ""))
 
+    def test_loops(self):
+        done = run(SCRIPT, "--loops", "3", "dict_churn")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        turns = [float(line) for line in done.stdout.splitlines()]
+        self.assertEqual(len(turns), 3)
+        for bad in (["--loops"], ["--loops", "0", "dict_churn"],
+                    ["--loops", "x", "dict_churn"]):
+            with self.subTest(bad):
+                done = run(SCRIPT, *bad)
+                self.assertEqual((done.returncode, done.stdout), (2, ""))
+                self.assertRegex(done.stderr, r"\A.*--loops.*\n\Z")
+
+    def test_programs(self):
+        done = run(os.path.join(HERE, "bench_programs.py"), "--list")
+        self.assertEqual(done.stdout.split(), list(bench_programs.WORKLOADS))
+        for name in bench_programs.WORKLOADS:
+            with self.subTest(name):
+                done = run(os.path.join(HERE, "bench_programs.py"), name)
+                self.assertEqual((done.returncode, done.stdout, done.stderr),
+                                 (0, "", ""))
+
     def test_imports_nothing_that_is_not_loaded_anyway(self):
         with open(SCRIPT) as file:
             tree = ast.parse(file.read())
@@ -227,7 +249,11 @@ class ConfigurationTests(unittest.TestCase):
                 (f"a={path}", ("a", path, None, "empty")),
                 (f"a-1.0={path},switch=thp", ("a-1.0", path, "thp", "empty")),
                 (f"a={path},pool=auto", ("a", path, None, "auto")),
-                (f"a={path},switch=0,pool=12", ("a", path, "0", "12"))):
+                (f"a={path},switch=0,pool=12", ("a", path, "0", "12")),
+                (f"a={path},env=X=1", ("a", path, None, "empty",
+                                       (("X", "1"),))),
+                (f"a={path},pool=auto,env=A=b=c:d,env=E=",
+                 ("a", path, None, "auto", (("A", "b=c:d"), ("E", ""))))):
             with self.subTest(text):
                 self.assertEqual(measure.parse_configuration(text),
                                  measure.Configuration(*expected))
@@ -237,6 +263,8 @@ class ConfigurationTests(unittest.TestCase):
         for text in (path, f"={path}", f"a b={path}", "a=", "a=/nonexistent",
                      f"a={path},pool=some", f"a={path},switch=",
                      f"a={path},pool=auto,switch=thp", f"a={path},x=y",
+                     f"a={path},env=X", f"a={path},env==1",
+                     f"a={path},env=X=1,pool=auto",
                      f"a={HERE}"):
             with self.subTest(text), self.assertRaises(BenchError):
                 measure.parse_configuration(text)
@@ -255,6 +283,25 @@ class ConfigurationTests(unittest.TestCase):
             "/python", "-I", "-X", "pymalloc_hugepages=thp", "-c", "pass"])
         self.assertEqual(configuration.command("dict_churn"),
                          ["/python", SCRIPT, "dict_churn"])
+
+    def test_variables_reach_every_command(self):
+        configuration = measure.Configuration(
+            "a", "/python", variables=(("PYTHONMALLOC", "malloc"),
+                                       ("LD_PRELOAD", "liba.so")))
+        with mock.patch.dict(os.environ, PYTHONMALLOC="debug"):
+            env = configuration.environment()
+        self.assertEqual(env["PYTHONMALLOC"], "malloc")
+        self.assertEqual(env["LD_PRELOAD"], "liba.so")
+        # -I would ignore the first of them.
+        self.assertEqual(configuration.command("startup"),
+                         ["/python", "-P", "-s", "-c", "pass"])
+
+    def test_loops(self):
+        configuration = measure.Configuration("a", "/python")
+        self.assertEqual(configuration.command("dict_churn", 3),
+                         ["/python", SCRIPT, "--loops", "3", "dict_churn"])
+        self.assertEqual(configuration.command("startup", 3),
+                         ["/python", "-I", "-c", "pass"])
 
     def test_judge_pages(self):
         page = memory.HUGE_PAGE_SIZE
@@ -384,7 +431,7 @@ def fake_results(**changes):
                     "kernel": "6.1", "distribution": "Debian",
                     "thp_enabled": "madvise", "thp_defrag": "madvise",
                     "nr_hugepages": "0", "perf": "perf version 6.1"},
-        "seed": 7, "rounds": 3, "warm_size": 0,
+        "seed": 7, "rounds": 3, "warm_size": 0, "loops": 1,
         "configurations": [
             {"label": label, "path": "/python", "switch": switch,
              "pool": "auto", "version": "3.13.5 (main)", "configure_args": "",
@@ -447,6 +494,40 @@ class ReportTests(ScratchDirectory):
         self.assertRegex(report.render(results, "text"),
                          r"first +62\.5 ms \(56\.2-87\.5\) +250\.0 ms")
 
+    def test_geometric_mean(self):
+        results = fake_results(workloads=["first", "second", "startup"])
+        for run_ in list(results["runs"]):
+            # The second workload is not changed by huge pages; startup is
+            # not one of the mean.
+            for name in "second", "startup":
+                results["runs"].append(dict(run_, workload=name, counts={
+                    "duration_time": 1e9 if name == "second" or
+                    run_["configuration"] == "base" else 9e9}))
+        text = report.render(results, "text")
+        # The mean of 0.5 and 1.
+        self.assertRegex(text, r"geometric mean +-29\.3%\n")
+        self.assertEqual(text.count("geometric mean"), 2)
+        # Of the page faults there is only one workload's figure.
+        self.assertRegex(text, r"geometric mean +-\n")
+        self.assertNotIn("geometric mean", report.render(
+            fake_results(workloads=["first", "startup"]), "text"))
+
+    def test_turns(self):
+        results = fake_results(loops=4)
+        for run_ in results["runs"]:
+            run_["counts"][measure.TURN_TIME] = 2e8
+        lines = report.render(results, "text").splitlines()
+        self.assertEqual(lines[0], "One turn in a loop in one process")
+        self.assertRegex(lines[4], r"first +0\.200 s .* \+0\.0%")
+        self.assertTrue(any("takes 4 turns" in line for line in lines))
+
+    def test_variables(self):
+        results = fake_results()
+        results["configurations"][1]["variables"] = [["A", "b"], ["C", "d"]]
+        self.assertIn("huge: Python 3.13.5, configure without arguments; "
+                      "switch hugetlb; pool 5 huge pages; A=b; C=d\n",
+                      report.render(results, "text"))
+
     def test_markdown(self):
         lines = report.render(fake_results(), "markdown").splitlines()
         header = next(i for i, line in enumerate(lines)
@@ -492,7 +573,7 @@ class ReportTests(ScratchDirectory):
         plot.draw(fake_results(), path)
         text = "".join(ElementTree.parse(path).getroot().itertext())
         for word in ("first", "second", "base", "huge", "Wall clock",
-                     "page-faults"):
+                     "Page faults"):
             self.assertIn(word, text)
         self.assertNotIn("cycles", text)
 
@@ -509,6 +590,11 @@ class ReportTests(ScratchDirectory):
 
 class SessionTests(ScratchDirectory):
     """The order of things, with measurements that are not made."""
+
+    def setUp(self):
+        super().setUp()
+        self.enterContext(mock.patch.dict(
+            measure.SCRIPTS, dict.fromkeys(["first", "second"], SCRIPT)))
 
     def session(self, configurations, **changes):
         results = fake_results(
@@ -628,6 +714,27 @@ class DriverTests(ScratchDirectory):
                           workload="startup")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertRegex(done.stdout, r"startup +0\.250 s")
+
+    def test_loops(self):
+        done = self.drive("--config", f"a={sys.executable}", "--loops", "3")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, "One turn in a loop")
+        for run_ in self.results()["runs"]:
+            # In nanoseconds: dict_churn takes longer than a millisecond, and
+            # never a minute.
+            self.assertGreater(run_["counts"]["turn_time"], 1e6)
+            self.assertLess(run_["counts"]["turn_time"], 60e9)
+
+    def test_default_workloads(self):
+        programs = list(bench_programs.WORKLOADS)
+        for arguments, expected in (
+                ([], [*NAMES, "startup"]), (["--loops", "2"], NAMES),
+                (["--programs"], programs),
+                (["--programs", "--workload", "dict_churn"], ["dict_churn"])):
+            with self.subTest(arguments):
+                options = bench_driver.parse_arguments(
+                    ["--report", "x", *arguments])
+                self.assertEqual(options.workloads, expected)
 
     def test_bad_arguments(self):
         good = "--config", f"a={sys.executable}"

@@ -9,17 +9,28 @@ import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
+import tempfile
 import typing
+
+import bench_obmalloc
+import bench_programs
 
 from . import BenchError, last_line, machine, memory, perf
 
 
-SCRIPT = os.path.join(os.path.dirname(os.path.dirname(
-    os.path.abspath(__file__))), "bench_obmalloc.py")
+# The script of each workload.
+SCRIPTS = {name: os.path.abspath(module.__file__)
+           for module in (bench_obmalloc, bench_programs)
+           for name in module.WORKLOADS}
 
-# Start-up time, as a workload beside those of bench_obmalloc.py.
+# Start-up time, as a workload beside those of the scripts.
 STARTUP = "startup"
+
+# One turn of a workload that takes several in one process: the median of its
+# turns, as an event beside those of perf.  In nanoseconds, as perf's times.
+TURN_TIME = "turn_time"
 
 # Pages that are added to what a configuration was seen to need: arenas are
 # not all full, and no two processes have quite the same number of them.
@@ -43,6 +54,8 @@ class Configuration:
     # Huge pages that the pool has: "empty", "auto" (as many as the workloads
     # can use), or a number.
     pool: str = "empty"
+    # Variables of the environment, as pairs of name and value.
+    variables: typing.Tuple[typing.Tuple[str, str], ...] = ()
 
     def environment(self):
         """The environment of a run: that of the driver without any setting
@@ -51,16 +64,21 @@ class Configuration:
                if not name.startswith("PYTHON")}
         if self.switch is not None:
             env["PYTHON_PYMALLOC_HUGEPAGES"] = self.switch
+        env.update(self.variables)
         return env
 
-    def command(self, workload):
-        """The command line, as a list, that runs the workload."""
+    def command(self, workload, loops=1):
+        """The command line, as a list, that runs the workload, loops times in
+        one process."""
         if workload != STARTUP:
-            return [self.path, SCRIPT, workload]
+            turns = ["--loops", str(loops)] if loops > 1 else []
+            return [self.path, SCRIPTS[workload], *turns, workload]
         options = ["-I"]
+        if any(name.startswith("PYTHON") for name, _ in self.variables):
+            # What -I stands for, but that it ignores the environment.
+            options = ["-P", "-s"]
         if self.switch is not None:
-            # -I ignores the environment.  An interpreter that does not know
-            # the option takes no notice.
+            # An interpreter that does not know the option takes no notice.
             options += ["-X", f"pymalloc_hugepages={self.switch}"]
         return [self.path, *options, "-c", "pass"]
 
@@ -68,22 +86,27 @@ class Configuration:
 _CONFIGURATION = re.compile(
     r"(?P<label>[\w.+-]+)=(?P<path>.+?)"
     r"(,switch=(?P<switch>[\w.-]+))?"
-    r"(,pool=(?P<pool>auto|empty|[0-9]+))?", re.ASCII)
+    r"(,pool=(?P<pool>auto|empty|[0-9]+))?"
+    r"(?P<variables>(,env=\w+=[^,]*)*)", re.ASCII)
 
 
 def parse_configuration(text):
-    """Configuration from LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES]."""
+    """Configuration from
+    LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES][,env=NAME=VALUE...]."""
     match = _CONFIGURATION.fullmatch(text)
-    if match is None or re.search(",(switch|pool)=", match["path"]):
+    if match is None or re.search(",(switch|pool|env)=", match["path"]):
         raise BenchError(
             f"not a configuration: {text!r}; it must be "
-            "LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES]")
+            "LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES]"
+            "[,env=NAME=VALUE...]")
     path = shutil.which(match["path"])
     if path is None:
         raise BenchError(f"{match['label']}: {match['path']!r} is no program "
                          "that can be run; give an interpreter's path")
     return Configuration(match["label"], os.path.abspath(path),
-                         match["switch"], match["pool"] or "empty")
+                         match["switch"], match["pool"] or "empty",
+                         tuple(tuple(part.split("=", 1)) for part in
+                               match["variables"].split(",env=")[1:]))
 
 
 _TELL_BUILD = """\
@@ -114,7 +137,7 @@ def describe_configuration(configuration):
                 configure_args=configure_args, pool_pages=None)
 
 
-def new_results(configurations, workloads, rounds, seed, warm_size):
+def new_results(configurations, workloads, rounds, seed, warm_size, loops=1):
     """The results before the first run.
 
     Raise BenchError if an interpreter does not start or perf cannot work.
@@ -129,6 +152,7 @@ def new_results(configurations, workloads, rounds, seed, warm_size):
         "seed": seed,
         "rounds": rounds,               # as planned
         "warm_size": warm_size,         # bytes touched before each run
+        "loops": loops,                 # turns of a workload in a run
         "configurations": described,    # the first one is the baseline
         "workloads": list(workloads),
         "counted": counted,             # events and times, asked of perf
@@ -137,7 +161,7 @@ def new_results(configurations, workloads, rounds, seed, warm_size):
         # in bytes, of a run that was not timed
         "memory": [],
         # {"configuration", "workload", "round", "counts"}: one timed run;
-        # counts as of perf.parse_stat()
+        # counts as of perf.parse_stat(), and TURN_TIME if there are turns
         "runs": [],
         "problems": [],                 # lines of text
     }
@@ -179,8 +203,8 @@ class Session:
 
     def _peak_memory(self, configuration, workload, pool_pages):
         self._pool.set_available(pool_pages)
-        return memory.peak_memory(configuration.command(workload),
-                                  configuration.environment())
+        command = configuration.command(workload, self._results["loops"])
+        return memory.peak_memory(command, configuration.environment())
 
     def size_pools(self):
         """Find how many pages each configuration's pool must have.
@@ -257,13 +281,23 @@ class Session:
         self._pool.set_available(pages)
         for _ in range(TRIES):
             memory.warm(self._results["warm_size"], pages)
-            counts = perf.stat(self._results["counted"],
-                               configuration.command(workload),
-                               configuration.environment())
+            counts = self._stat(configuration, workload)
             if perf.wall_time_is_possible(counts):
                 return counts
         raise BenchError(f"perf gave impossible times {TRIES} times: it gets "
                          "too little processor time; stop other programs")
+
+    def _stat(self, configuration, workload):
+        loops = self._results["loops"]
+        command = configuration.command(workload, loops)
+        with tempfile.TemporaryFile("w+") as stdout:
+            counts = perf.stat(self._results["counted"], command,
+                               configuration.environment(), stdout)
+            if loops > 1 and workload != STARTUP:
+                stdout.seek(0)
+                counts[TURN_TIME] = 1e9 * statistics.median(
+                    float(line) for line in stdout)
+        return counts
 
 
 # The kinds of pages (keys of memory.peak_memory()) that a switch promises,

@@ -66,15 +66,17 @@ def base_name(event):
 
 def run(command, **kwargs):
     """subprocess.Popen(command).communicate() for a command that must not
-    outlive the driver.  Return (exit status, stderr as text).
+    outlive the driver.  Return (exit status, stderr as text); kwargs has a
+    stdout if that is wanted.
 
     It gets a process group of its own: Ctrl-C at the terminal reaches the
     driver alone, which then kills the command with all its children.
     """
+    kwargs.setdefault("stdout", subprocess.DEVNULL)
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, universal_newlines=True, errors="replace",
-        start_new_session=True, **kwargs)
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        universal_newlines=True, errors="replace", start_new_session=True,
+        **kwargs)
     try:
         _, stderr = process.communicate()
     except BaseException:
@@ -84,9 +86,10 @@ def run(command, **kwargs):
     return process.returncode, stderr
 
 
-def stat(events, command, env=None):
+def stat(events, command, env=None, stdout=subprocess.DEVNULL):
     """Run command (a list) under perf stat and return parse_stat() of it.
 
+    stdout is a file that takes what the command prints.
     Raise PerfFailed if it cannot count, CommandFailed if the command has an
     exit status that is not 0 or dies of a signal, BenchError without perf.
     """
@@ -94,7 +97,7 @@ def stat(events, command, env=None):
         perf = ["perf", "stat", "-x", _SEPARATOR, "-o", output.name,
                 "-e", ",".join(events), "--"]
         try:
-            status, stderr = run(perf + command, env=env)
+            status, stderr = run(perf + command, env=env, stdout=stdout)
         except FileNotFoundError:
             raise BenchError(
                 "perf is not installed; on Debian: apt-get install linux-perf")

@@ -38,15 +38,14 @@ def _data(results, name, by_key):
 def shown_events(results):
     """The events that have a plot: the wall clock and every one counted."""
     return [event for event, by_key in report.samples(results).items()
-            if by_key and event not in perf.TIMES[1:]]
+            if by_key and event not in perf.CPU_TIMES]
 
 
 def script(results, path, events=None):
     """The gnuplot script that draws the results to path: the events, or all of
     shown_events()."""
     samples = report.samples(results)
-    shown = [("Wall clock" if event == perf.WALL_TIME else event,
-              samples[event])
+    shown = [(report.title(event), samples[event])
              for event in events or shown_events(results)]
     names = report.labels(results)
     lines = [

@@ -5,13 +5,18 @@ import statistics
 import typing
 
 from . import machine, perf
+from .measure import STARTUP, TURN_TIME
 from .memory import MIB
 
 
 NOT_COUNTED = "not counted"
 NOT_RUN = "not run"
+GEOMETRIC_MEAN = "geometric mean"
+
+_TIMES = (TURN_TIME, *perf.TIMES)
 
 _TITLES = {
+    TURN_TIME: "One turn in a loop in one process",
     perf.WALL_TIME: "Wall clock",
     "user_time": "User time",
     "system_time": "System time",
@@ -47,7 +52,7 @@ def samples(results):
             by_key = values.setdefault(event, {})
             if value is not None:
                 by_key.setdefault(key, []).append(value)
-    order = perf.TIMES + ("page-faults",) + perf.EVENTS
+    order = _TIMES + ("page-faults",) + perf.EVENTS
 
     def position(event):
         name = perf.base_name(event)
@@ -55,6 +60,11 @@ def samples(results):
 
     return {event: {key: _sample(v) for key, v in values[event].items()}
             for event in sorted(values, key=position)}
+
+
+def title(event):
+    """What a table or plot of the event is called."""
+    return _TITLES.get(event, event)
 
 
 def labels(results):
@@ -75,7 +85,7 @@ def _percent(value):
 
 def _scale(event, baseline):
     """How to write a row's figures: (divisor, decimals, unit)."""
-    if event not in perf.TIMES:
+    if event not in _TIMES:
         return 1, 0, ""
     if baseline is not None and baseline.median < 1e8:
         return 1e6, 1, " ms"
@@ -101,7 +111,7 @@ class Table:
 
 def event_table(results, event, by_key):
     """One event: median and quartiles per configuration, and the change of
-    the median against the first."""
+    the median against the first; below, the geometric mean of the changes."""
     was_run = {(r["workload"], r["configuration"]) for r in results["runs"]}
     names = labels(results)
     header = ["Workload", names[0]]
@@ -119,7 +129,32 @@ def event_table(results, event, by_key):
             if name != names[0]:
                 row.append(_percent(change(sample, baseline)))
         rows.append(row)
-    return Table(_TITLES.get(event, event), header, rows)
+    means = _geometric_means(results, by_key)
+    if means:
+        rows.append([GEOMETRIC_MEAN, ""]
+                    + [text for mean in means for text in ("", mean)])
+    return Table(title(event), header, rows)
+
+
+def _geometric_means(results, by_key):
+    """For each configuration but the first, the geometric mean of the changes
+    of all workloads but start-up, as text.  None if there are not two
+    workloads, or one of them has no figure."""
+    baseline, *others = labels(results)
+    workloads = [name for name in results["workloads"] if name != STARTUP]
+    if len(workloads) < 2:
+        return None
+    means = []
+    for label in others:
+        changes = [change(by_key.get((workload, label)),
+                          by_key.get((workload, baseline)))
+                   for workload in workloads]
+        if None in changes or -1 in changes:
+            means.append(_percent(None))
+        else:
+            means.append(_percent(statistics.geometric_mean(
+                1 + each for each in changes) - 1))
+    return means
 
 
 def memory_table(results):
@@ -171,13 +206,19 @@ def notes(results):
                 if c["pool_pages"] is None
                 else f"{c['pool_pages']} huge pages")
         built = c["configure_args"] or "without arguments"
+        variables = "".join(f"; {name}={value}"
+                            for name, value in c.get("variables", ()))
         lines.append(f"{c['label']}: Python {c['version'].split()[0]}, "
-                     f"configure {built}; switch {switch}; pool {pool}")
+                     f"configure {built}; switch {switch}; pool {pool}"
+                     + variables)
     lines.append(
         f"Median of {_run_counts(results)} runs (lower-upper quartile); runs "
         "interleaved in random order, "
         + (f"{results['warm_size'] / MIB:.0f} MiB touched and freed before "
            "each" if results["warm_size"] else "memory not warmed"))
+    if results.get("loops", 1) > 1:
+        lines.append(f"Each run takes {results['loops']} turns in one process; "
+                     "the time of one turn is their median")
     if results["memory"]:
         lines.append("Resident memory includes transparent huge pages, but "
                      "not hugetlb pages; peaks are of a run that was not "
