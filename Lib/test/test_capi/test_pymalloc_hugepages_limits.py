@@ -192,8 +192,11 @@ class LeakTests(HugePagesTestCase):
                 mappings = len(file.readlines())
             with open('/proc/self/status') as file:
                 fields = dict(line.split(':', 1) for line in file)
-            return [mappings, fields['VmSize'].strip(),
-                    fields['HugetlbPages'].strip(),
+            # In KiB.  The stack grows by a page when a call is deeper than
+            # all before it, as a garbage collection may be at any time.
+            space, stack, huge = (int(fields[name].split()[0]) for name in
+                                  ('VmSize', 'VmStk', 'HugetlbPages'))
+            return [mappings, space - stack, huge,
                     len(os.listdir('/proc/self/fd'))]
 
         def repeat(function, times):
