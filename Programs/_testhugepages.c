@@ -42,6 +42,7 @@
 
 static const testhugepages_test *const all_tests[] = {
     testhugepages_policy_tests,
+    testhugepages_retain_tests,
     testhugepages_fork_policy_tests,
     testhugepages_other_tests,
 #if defined(_WIN32)

@@ -30,6 +30,12 @@ typedef ssize_t Py_ssize_t;
 #define PYMALLOC_USE_HUGEPAGES 1
 #define ARENA_SIZE ((size_t)1 << 21)
 
+/* Arenas that are freed are not kept, but in the tests of that. */
+#ifndef HUGEPAGES_KEEP_MOST_THP
+#  define HUGEPAGES_KEEP_MOST_EXPLICIT 0
+#  define HUGEPAGES_KEEP_MOST_THP 0
+#endif
+
 #include "pymacro.h"              // Py_UNUSED()
 #include "pyatomic.h"             // _Py_atomic_load_ptr_relaxed()
 #include "cpython/pymalloc_hugepages.h"
@@ -43,6 +49,7 @@ typedef struct {
 
 /* The tests of one source file; a NULL name ends each list. */
 extern const testhugepages_test testhugepages_policy_tests[];
+extern const testhugepages_test testhugepages_retain_tests[];
 extern const testhugepages_test testhugepages_fork_policy_tests[];
 extern const testhugepages_test testhugepages_other_tests[];
 #if defined(_WIN32)

@@ -238,8 +238,11 @@ fake_poll(struct pollfd *line, nfds_t count, int milliseconds)
 #define poll fake_poll
 #define _PyMem_SetHugePages fork_set_huge_pages
 #define _PyMem_GetHugePagesStats fork_get_stats
+#define _PyMem_ReleaseHugePages fork_release
+#define _PyMem_HugePagesCollected fork_collected
 #include "../Include/internal/pycore_hugepages.h"
 #include "../Objects/hugepages/stats.c"
+#include "../Objects/hugepages/retain.c"
 #include "../Objects/hugepages/arena.c"
 #include "../Objects/hugepages/fork.c"
 #include "../Objects/hugepages/os_linux.c"

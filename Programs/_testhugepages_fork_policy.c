@@ -17,10 +17,13 @@
 
 #define _PyMem_SetHugePages fork_policy_set_huge_pages
 #define _PyMem_GetHugePagesStats fork_policy_get_stats
+#define _PyMem_ReleaseHugePages fork_policy_release
+#define _PyMem_HugePagesCollected fork_policy_collected
 #include "../Include/internal/pycore_hugepages.h"
 /* Few, so that tables grow often. */
 #define HUGEPAGES_FIRST_ENTRIES 4
 #include "../Objects/hugepages/stats.c"
+#include "../Objects/hugepages/retain.c"
 #include "../Objects/hugepages/arena.c"
 #include "../Objects/hugepages/fork.c"
 
@@ -271,6 +274,12 @@ hugepages_os_unlock(void)
     CHECK(fake.locked);
     CHECK(!fake.blocked);
     fake.locked = 0;
+}
+
+static uint64_t
+hugepages_os_now(void)
+{
+    return 0;
 }
 
 static hugepages_result

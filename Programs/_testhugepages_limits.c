@@ -15,8 +15,11 @@
 
 #define _PyMem_SetHugePages limits_set_huge_pages
 #define _PyMem_GetHugePagesStats limits_get_stats
+#define _PyMem_ReleaseHugePages limits_release
+#define _PyMem_HugePagesCollected limits_collected
 #include "../Include/internal/pycore_hugepages.h"
 #include "../Objects/hugepages/stats.c"
+#include "../Objects/hugepages/retain.c"
 #include "../Objects/hugepages/arena.c"
 #include "../Objects/hugepages/fork.c"
 #include "../Objects/hugepages/os_linux.c"

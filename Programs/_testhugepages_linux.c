@@ -136,8 +136,11 @@ fake_open(const char *path, int flags)
 #define open fake_open
 #define _PyMem_SetHugePages linux_set_huge_pages
 #define _PyMem_GetHugePagesStats linux_get_stats
+#define _PyMem_ReleaseHugePages linux_release
+#define _PyMem_HugePagesCollected linux_collected
 #include "../Include/internal/pycore_hugepages.h"
 #include "../Objects/hugepages/stats.c"
+#include "../Objects/hugepages/retain.c"
 #include "../Objects/hugepages/arena.c"
 #include "../Objects/hugepages/fork.c"
 #include "../Objects/hugepages/os_linux.c"
@@ -207,6 +210,25 @@ test_scan_thp_disabled(void)
 {
     begin_test();
     run_in_child(scan_with_thp_disabled);
+}
+
+/* It goes on, never back, and about as fast as time does. */
+static void
+test_now(void)
+{
+    const struct timespec millisecond = {0, 1000000};
+    begin_test();
+    uint64_t start = hugepages_os_now();
+    uint64_t now = start;
+    for (int i = 0; i < 10000 && now < start + 20; i++) {
+        uint64_t before = now;
+        (void)nanosleep(&millisecond, NULL);
+        errno = UNTOUCHED;
+        now = hugepages_os_now();
+        CHECK_EQUAL(errno, UNTOUCHED);
+        CHECK(now >= before);
+    }
+    CHECK(now >= start + 20);
 }
 
 static void
@@ -760,6 +782,7 @@ const testhugepages_test testhugepages_linux_tests[] = {
     {"linux_scan", test_scan},
     {"linux_scan_without_sysfs", test_scan_without_sysfs},
     {"linux_scan_thp_disabled", test_scan_thp_disabled},
+    {"linux_now", test_now},
     {"linux_enable", test_enable},
     {"linux_plain", test_plain},
     {"linux_plain_too_large", test_plain_too_large},

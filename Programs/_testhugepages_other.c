@@ -24,6 +24,7 @@ test_other_scan(void)
     CHECK_EQUAL(system.explicit_page_size, 0);
     CHECK_EQUAL(system.thp_size, 0);
     CHECK_EQUAL(system.thp_disabled, 0);
+    CHECK_EQUAL(hugepages_os_now(), 0);
 }
 
 static void

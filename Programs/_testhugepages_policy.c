@@ -9,10 +9,13 @@
 
 #define _PyMem_SetHugePages policy_set_huge_pages
 #define _PyMem_GetHugePagesStats policy_get_stats
+#define _PyMem_ReleaseHugePages policy_release
+#define _PyMem_HugePagesCollected policy_collected
 #include "../Include/internal/pycore_hugepages.h"
 /* Few, so that tables grow often. */
 #define HUGEPAGES_FIRST_ENTRIES 4
 #include "../Objects/hugepages/stats.c"
+#include "../Objects/hugepages/retain.c"
 #include "../Objects/hugepages/arena.c"
 
 // --- the fake OS layer -----------------------------------------------------
@@ -175,6 +178,12 @@ hugepages_os_scan(hugepages_system *system)
 {
     fake_log(CALL_SCAN, 0, NULL, fake_answer(CALL_SCAN));
     *system = fake.system;
+}
+
+static uint64_t
+hugepages_os_now(void)
+{
+    return 0;
 }
 
 static hugepages_result

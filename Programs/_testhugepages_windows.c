@@ -133,8 +133,11 @@ fake_VirtualFree(LPVOID address, SIZE_T size, DWORD type)
 #define VirtualFree fake_VirtualFree
 #define _PyMem_SetHugePages windows_set_huge_pages
 #define _PyMem_GetHugePagesStats windows_get_stats
+#define _PyMem_ReleaseHugePages windows_release
+#define _PyMem_HugePagesCollected windows_collected
 #include "../Include/internal/pycore_hugepages.h"
 #include "../Objects/hugepages/stats.c"
+#include "../Objects/hugepages/retain.c"
 #include "../Objects/hugepages/arena.c"
 #include "../Objects/hugepages/os_windows.c"
 #undef VirtualAlloc
@@ -180,6 +183,21 @@ test_scan(void)
     CHECK_EQUAL(system.explicit_page_size, GetLargePageMinimum());
     CHECK_EQUAL(system.thp_size, 0);
     CHECK_EQUAL(system.thp_disabled, 0);
+}
+
+/* It goes on, and never back. */
+static void
+test_now(void)
+{
+    uint64_t start = hugepages_os_now();
+    uint64_t now = start;
+    for (int i = 0; i < 10000 && now < start + 20; i++) {
+        uint64_t before = now;
+        Sleep(1);
+        now = hugepages_os_now();
+        CHECK(now >= before);
+    }
+    CHECK(now >= start + 20);
 }
 
 static void
@@ -505,6 +523,7 @@ test_chunks(void)
 
 const testhugepages_test testhugepages_windows_tests[] = {
     {"windows_scan", test_scan},
+    {"windows_now", test_now},
     {"windows_enable_real", test_enable_real},
     {"windows_enable_held", test_enable_held},
     {"windows_enable_not_held", test_enable_not_held},

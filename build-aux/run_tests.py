@@ -31,7 +31,8 @@ MODULES = """
     test_tracemalloc test_cmd_line test_sysconfig
 """.split()
 OWN_MODULES = [f"test.test_capi.test_pymalloc_hugepages{part}"
-               for part in ("", "_fork", "_faults", "_limits", "_stats")]
+               for part in ("", "_fork", "_faults", "_limits",
+                            "_retention", "_stats")]
 
 # Resources of the whole suite: all but what needs the Internet, a display or
 # a sound card, or gigabytes.

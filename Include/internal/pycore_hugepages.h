@@ -30,6 +30,15 @@ extern "C" {
    SeLockMemoryPrivilege).  Must not run at the same time as itself. */
 extern void _PyMem_SetHugePages(int tiers);
 
+/* Give all arenas back to the system that nobody uses and that are kept for
+   the next request.  Any thread may call at any time. */
+extern void _PyMem_ReleaseHugePages(void);
+
+/* To be called at the end of each garbage collection: with release other than
+   0 after a full one that the program has asked for, which does the same; after
+   any other it gives back what was not wanted for some time. */
+extern void _PyMem_HugePagesCollected(int release);
+
 /* Distinct errors that are counted for a kind of page.  There are not as many
    that a system has; others are counted together. */
 #define PYMEM_HUGEPAGES_ERRORS 8
@@ -63,8 +72,9 @@ typedef struct {
     _PyMem_HugePagesTier hugetlb;
     _PyMem_HugePagesTier thp;
     _PyMem_HugePagesTier plain;
-    /* Arenas that nobody uses, kept for the next request.  They are counted in
-       one of the kinds above, too.  It has no errors. */
+    /* Arenas that nobody uses, kept for the next request, and how often one
+       was.  They are counted in one of the kinds above, too.  It has no
+       errors. */
     _PyMem_HugePagesTier retained;
 } _PyMem_HugePagesStats;
 

@@ -2,6 +2,7 @@
 
    A request goes down a list of tiers until one grants it:
 
+       a retained arena       one that was given back a moment ago (retain.c)
        explicit huge pages    proved by the OS layer to be there, so that
                               neither a cgroup limit nor an empty pool can end
                               in SIGBUS later
@@ -25,8 +26,9 @@
    - A mapping that the system refuses to take back is not forgotten: it goes
      on the list of strays, and the next request of its size gets it.  The
      list lives in the strays' own memory, so keeping it cannot fail.
-   - Every mapping on explicit pages, strays included, is in a table from
-     before anybody uses it until it is unmapped: a fork must find them all.
+   - Every mapping on explicit pages, retained ones and strays included, is in
+     a table from before anybody uses it until it is unmapped: a fork must find
+     them all.
      Arenas on THP are in another one, so that they are known as such when they
      are freed.  Where a table cannot grow, the arena gets other pages.
 
@@ -128,6 +130,7 @@ static void
 hugepages_set_tiers(uint32_t tiers)
 {
     hugepages_state.allowed = tiers;
+    (void)hugepages_release_all();
     if (tiers == PYMALLOC_HUGEPAGES_OFF) {
         return;
     }
@@ -401,50 +404,115 @@ hugepages_map_arena(uint32_t tiers, hugepages_kind *kind)
     return address;
 }
 
-/* Return size bytes that nobody else uses, aligned at least to a base page, or
-   NULL.  The content is not specified. */
+/* Return an arena: one that was kept, or a new one; NULL if there is none. */
 static void *
-hugepages_alloc(size_t size)
+hugepages_alloc_arena(void)
 {
     hugepages_kind kind;
-    int os_error;
-    hugepages_os_lock();
-    void *address = hugepages_pop_stray(size);
-    if (address == NULL && size == ARENA_SIZE) {
+    hugepages_look_at_clock();
+    void *address = hugepages_take_retained();
+    if (address == NULL) {
+        address = hugepages_pop_stray(ARENA_SIZE);
+    }
+    if (address == NULL) {
+        hugepages_note_missed();
         address = hugepages_map_arena(PYMALLOC_HUGEPAGES_ON, &kind);
         if (address != NULL) {
             hugepages_register(address, kind);
         }
     }
-    else if (address == NULL
-             && hugepages_os_map_plain(size, &address, &os_error)
-                != HUGEPAGES_OK)
+    return address;
+}
+
+/* Return plain memory of any other size, or NULL.  Where it is refused, arenas
+   that nobody uses are not to be kept. */
+static void *
+hugepages_alloc_plain(size_t size)
+{
+    int os_error;
+    void *address = hugepages_pop_stray(size);
+    if (address != NULL
+        || hugepages_os_map_plain(size, &address, &os_error) == HUGEPAGES_OK)
     {
-        address = NULL;
+        return address;
     }
+    if (hugepages_release_all() > 0
+        && hugepages_os_map_plain(size, &address, &os_error) == HUGEPAGES_OK)
+    {
+        return address;
+    }
+    return NULL;
+}
+
+/* Return size bytes that nobody else uses, aligned at least to a base page, or
+   NULL.  The content is not specified. */
+static void *
+hugepages_alloc(size_t size)
+{
+    hugepages_os_lock();
+    void *address = size == ARENA_SIZE ? hugepages_alloc_arena()
+                                       : hugepages_alloc_plain(size);
     hugepages_os_unlock();
     return address;
+}
+
+/* Give a mapping back, or keep it as a stray.  Return whether it is gone. */
+static int
+hugepages_unmap_or_stray(void *address, size_t size)
+{
+    int os_error;
+    if (hugepages_os_unmap(address, size, &os_error) != HUGEPAGES_OK) {
+        hugepages_push_stray(address, size);
+        return 0;
+    }
+    return 1;
+}
+
+/* Give an arena back with what hugepages_find() has found. */
+static void
+hugepages_unmap_found(void *address, hugepages_kind kind, size_t index)
+{
+    if (hugepages_unmap_or_stray(address, ARENA_SIZE)) {
+        hugepages_unregister(kind, index);
+    }
+}
+
+static void
+hugepages_unmap_arena(void *address)
+{
+    size_t index;
+    hugepages_kind kind = hugepages_find(address, &index);
+    hugepages_unmap_found(address, kind, index);
+}
+
+/* Whether the switch allows a kind of huge pages: it may have changed since the
+   arena was mapped. */
+static int
+hugepages_is_allowed(hugepages_kind kind)
+{
+    uint32_t tier = kind == HUGEPAGES_EXPLICIT ? PYMALLOC_HUGEPAGES_HUGETLB
+                                               : PYMALLOC_HUGEPAGES_THP;
+    return (hugepages_state.allowed & tier) != 0;
 }
 
 /* Give back what hugepages_alloc(size) returned.  NULL is accepted. */
 static void
 hugepages_free(void *address, size_t size)
 {
-    hugepages_kind kind = HUGEPAGES_PLAIN;
-    size_t index = 0;
-    int os_error;
     if (address == NULL) {
         return;
     }
     hugepages_os_lock();
-    if (size == ARENA_SIZE) {
-        kind = hugepages_find(address, &index);
+    if (size != ARENA_SIZE) {
+        (void)hugepages_unmap_or_stray(address, size);
     }
-    if (hugepages_os_unmap(address, size, &os_error) != HUGEPAGES_OK) {
-        hugepages_push_stray(address, size);
-    }
-    else if (size == ARENA_SIZE) {
-        hugepages_unregister(kind, index);
+    else {
+        size_t index;
+        hugepages_look_at_clock();
+        hugepages_kind kind = hugepages_find(address, &index);
+        if (!hugepages_is_allowed(kind) || !hugepages_retain(address, kind)) {
+            hugepages_unmap_found(address, kind, index);
+        }
     }
     hugepages_os_unlock();
 }

@@ -148,6 +148,7 @@ static void
 hugepages_before_fork(void)
 {
     hugepages_os_lock();
+    (void)hugepages_release_all();
     hugepages_fork.count = hugepages_explicit->count;
     if (hugepages_fork.count > 0) {
         hugepages_os_block_signals();

@@ -5,6 +5,7 @@
        obmalloc.c         knows arenas; asks _PyMem_ArenaAlloc/_PyMem_ArenaFree
        report.c           tells what stats.c has counted
        arena.c            policy: which pages a request gets; no system call
+       retain.c           policy: which arenas are kept when they are freed
        stats.c            counts arenas and refusals
        fork.c             policy: what a forked process does with its arenas
        os_linux.c         mechanism, one file per system: the system calls;
@@ -45,6 +46,7 @@
 #define Py_HUGEPAGES_H
 
 #include <stddef.h>               // size_t
+#include <stdint.h>               // uint64_t
 
 /* What the system said to a request. */
 typedef enum {
@@ -82,6 +84,11 @@ static void hugepages_os_scan(hugepages_system *system);
    arena.c.  It does not nest. */
 static void hugepages_os_lock(void);
 static void hugepages_os_unlock(void);
+
+/* Milliseconds of a clock that is never set back, from any moment on.  Cheap:
+   tens of nanoseconds; it may be some milliseconds late.  With or without the
+   lock. */
+static uint64_t hugepages_os_now(void);
 
 /* See to it that a fork() waits for the lock, that the child finds it free, and
    that explicit pages outlive the fork (see fork.h).  Called without the lock,

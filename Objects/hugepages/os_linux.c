@@ -13,6 +13,7 @@
 #include <sys/mman.h>             // mmap()
 #include <sys/prctl.h>            // prctl()
 #include <sys/syscall.h>          // SYS_rt_sigprocmask
+#include <time.h>                 // clock_gettime()
 #include <unistd.h>               // sysconf()
 
 #ifndef MAP_HUGE_SHIFT
@@ -112,6 +113,17 @@ static void
 hugepages_os_unlock(void)
 {
     (void)pthread_mutex_unlock(&hugepages_linux_lock);
+}
+
+/* The coarse clock is read without a system call even where the other one
+   needs one, as on a virtual machine without a usable TSC.  It cannot fail:
+   the clock is older than any kernel that Python runs on. */
+static uint64_t
+hugepages_os_now(void)
+{
+    struct timespec now = {0, 0};
+    (void)clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
 }
 
 static hugepages_result

@@ -81,6 +81,13 @@ hugepages_os_watch_fork(int *Py_UNUSED(os_error))
 
 #endif  // !ARENAS_USE_MMAP
 
+/* Time matters only to what is kept, and plain memory is not. */
+static uint64_t
+hugepages_os_now(void)
+{
+    return 0;
+}
+
 static hugepages_result
 hugepages_os_enable_explicit(int *os_error)
 {

@@ -55,6 +55,12 @@ hugepages_os_unlock(void)
     ReleaseSRWLockExclusive(&hugepages_windows_lock);
 }
 
+static uint64_t
+hugepages_os_now(void)
+{
+    return GetTickCount64();
+}
+
 /* Windows has no fork(). */
 static hugepages_result
 hugepages_os_watch_fork(int *Py_UNUSED(os_error))

@@ -4,6 +4,7 @@
 #include "pycore_hugepages.h"     // _PyMem_SetHugePages()
 
 #include "stats.c"
+#include "retain.c"
 #include "arena.c"
 
 #if defined(MS_WINDOWS)

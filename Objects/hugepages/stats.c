@@ -3,9 +3,9 @@
    Guarded by the lock, as the state of arena.c is.  Only requests of exactly
    ARENA_SIZE are counted.
 
-   now counts mappings, whether an arena uses them or they are strays, so that
-   it agrees with what the system tells of this process; retained says how many
-   of them are strays. */
+   now counts mappings, whether an arena uses them or they are kept or strays,
+   so that it agrees with what the system tells of this process; retained says
+   how many of them are kept or strays. */
 
 #include "hugepages.h"
 

@@ -36,6 +36,10 @@ SWITCH = {'on': ON, '1': ON, 'thp': THP, 'hugetlb': HUGETLB,
 # One name for each.
 SWITCHES = ('on', 'thp', 'hugetlb', 'off')
 
+# How many freed arenas are kept in any case: HUGEPAGES_KEEP_LEAST of
+# Objects/hugepages/retain.c.
+KEEP_LEAST = 2
+
 MIB = 1024 ** 2
 HUGE_PAGE = 2 * MIB
 HUGETLB_DIR = f'/sys/kernel/mm/hugepages/hugepages-{HUGE_PAGE // 1024}kB'

@@ -15,9 +15,9 @@ from test.support import import_helper, os_helper
 from test.support.script_helper import assert_python_ok
 from test.test_capi import hugepages_support
 from test.test_capi.hugepages_support import (
-    ENV_VAR, HUGE_PAGE, HUGEPAGES_BUILD, SWITCHES, HugePagesTestCase,
-    child_args, hugetlb_cgroup, requires_hugepages_build, requires_linux,
-    thp_mode)
+    ENV_VAR, HUGE_PAGE, HUGEPAGES_BUILD, KEEP_LEAST, SWITCHES,
+    HugePagesTestCase, child_args, hugetlb_cgroup, requires_hugepages_build,
+    requires_linux, thp_mode)
 
 
 setUpModule = hugepages_support.lock_settings
@@ -96,7 +96,7 @@ class StatsTestCase(HugePagesTestCase):
         self.assertEqual(stats['thp']['now'] * HUGE_PAGE, sizes['thp'])
         self.assertLessEqual(stats['plain']['now'] * HUGE_PAGE,
                              sizes['plain'])
-        self.assertEqual(stats['retained']['now'], 0)
+        self.assertLessEqual(stats['retained']['now'], KEEP_LEAST)
 
 
 @support.requires_subprocess()
@@ -151,10 +151,12 @@ class FiguresTests(StatsTestCase):
 
     def test_come_and_go(self):
         script = f'''
+            import gc
             for i in range(2):
                 objects = fill({self.ARENAS})
                 report()
                 del objects
+                gc.collect()    # gives back what is kept
                 report()
         '''
         for pool, tier in (100, 'hugetlb'), (0, 'thp'):
