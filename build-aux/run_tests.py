@@ -48,8 +48,13 @@ STRESS_FORKS = 150
 # Of one test file.  The slowest takes about two minutes on an idle machine.
 TIMEOUT_SECONDS = 1200
 
+# How much of a failed program's output the result shows once more.
+EXCERPT_LINES = 15
+
 
 class Tally:
+    """Counts, and for each failure what failed and why: lines of its output."""
+
     def __init__(self):
         self.passed = self.failed = self.skipped = 0
         self.failures = []
@@ -59,9 +64,13 @@ class Tally:
         self.failed += failed
         self.skipped += skipped
 
-    def fail(self, what):
+    def explain(self, what, why=()):
+        """A failure that is counted already."""
+        self.failures.append((what, [line.rstrip() for line in why]))
+
+    def fail(self, what, why=()):
         self.failed += 1
-        self.failures.append(what)
+        self.explain(what, why)
 
 
 def headline(text):
@@ -106,13 +115,16 @@ def run_unittest(tally, name, command, **kwargs):
                 key, _, number = part.partition("=")
                 counts[key] = int(number)
     if total is None:
-        tally.fail(f"{name}: no result, exit status {status}")
+        tally.fail(f"{name}: no result, exit status {status}",
+                   lines[-EXCERPT_LINES:])
         return
     skipped = counts["skipped"]
     failed = (counts["failures"] + counts["errors"]
               + counts["unexpected successes"])
     if failed or status:
-        tally.failures.append(f"{name}: {failed} of {total} tests")
+        why = [line for line in lines
+               if re.match(r"(FAIL|ERROR): |\w[\w.]*(Error|Exception)\b", line)]
+        tally.explain(f"{name}: {failed} of {total} tests", why[-EXCERPT_LINES:])
         failed = max(failed, 1)
     tally.add(max(total - failed - skipped, 0), failed, skipped)
     if skipped and os.geteuid() == 0:
@@ -140,9 +152,9 @@ def run_counted(tally, name, command):
             notice(line)
             tally.skipped += 1
     if failed:
-        tally.failures.append(f"{name}: {failed} tests")
+        tally.explain(f"{name}: {failed} tests", lines[-EXCERPT_LINES:])
     elif status:
-        tally.fail(f"{name}: exit status {status}")
+        tally.fail(f"{name}: exit status {status}", lines[-EXCERPT_LINES:])
 
 
 def c_test_steps(tally, hugepages):
@@ -176,7 +188,7 @@ def run_stress(tally, hugepages):
     if status == 0 and lines:
         tally.passed += 1
     else:
-        tally.fail(f"{name}: exit status {status}")
+        tally.fail(f"{name}: exit status {status}", lines[-EXCERPT_LINES:])
 
 
 class SuiteResult:
@@ -263,7 +275,7 @@ def count_suite(tally, name, patched, run_unpatched):
         for case in sorted(now - before):
             print(f"FAILS IN THE PATCHED BUILD ONLY: {case}", flush=True)
         if now - before:
-            tally.fail(f"{name}: {module}")
+            tally.fail(f"{name}: {module}", sorted(now - before))
         else:
             notice(f"{module} counts as skipped: the unpatched build is no better")
             tally.skipped += 1
@@ -323,9 +335,11 @@ def main():
     unpatched = options.unpatched.resolve()
     hugepages = options.hugepages.resolve()
 
-    # A shell ignores SIGINT for what it runs in the background, and CPython's
-    # tests need it.
+    # A shell ignores SIGINT and SIGQUIT for what it runs in the background,
+    # nohup ignores SIGHUP, and CPython's tests need them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # CPython's tests expect its defaults.
     for name in list(os.environ):
         if name.startswith("PYTHON"):
@@ -364,8 +378,10 @@ def main():
             tally.fail(str(error))
 
     headline("result")
-    for failure in tally.failures:
-        print(f"FAILED: {failure}")
+    for what, why in tally.failures:
+        print(f"FAILED: {what}")
+        for line in why:
+            print(f"    {line}")
     print(f"{tally.passed} passed, {tally.failed} failed, "
           f"{tally.skipped} skipped")
     return 1 if tally.failures else 0

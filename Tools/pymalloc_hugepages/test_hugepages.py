@@ -968,9 +968,10 @@ class RunTests(TestCase):
                 run.execute(["true"], "on")
 
     # A handler may run while print() is at work, which cannot be called again
-    # then.
+    # then.  The alarm ends it, and so the test, if a signal never comes.
     CATCH = """
 import os, signal
+signal.alarm(60)
 caught = []
 for each in signal.SIGINT, signal.SIGHUP:
     signal.signal(each, lambda signum, frame: (
@@ -981,12 +982,21 @@ while True:
     signal.pause()
 """
 
+    @staticmethod
+    def set_signals(*ignored):
+        """Let the terminal's signals act, whatever this process inherited:
+        what runs in the background or under nohup ignores some.
+        """
+        for each in signal.SIGINT, signal.SIGHUP, signal.SIGTERM:
+            signal.signal(each, signal.SIG_IGN if each in ignored
+                          else signal.SIG_DFL)
+
     def test_signals_are_passed_on(self):
         with subprocess.Popen(
                 [sys.executable, TOOL, "run",
                  sys.executable, "-c", self.CATCH],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                universal_newlines=True) as tool:
+                universal_newlines=True, preexec_fn=self.set_signals) as tool:
             self.assertEqual(tool.stdout.readline(), "ready\n")
             for signum in signal.SIGINT, signal.SIGHUP:
                 tool.send_signal(signum)
@@ -1017,6 +1027,7 @@ while True:
         pid, terminal = pty.fork()
         if pid == 0:
             try:
+                self.set_signals()
                 os.execv(sys.executable, [sys.executable, TOOL, "run",
                                           sys.executable, "-c", self.CATCH])
             finally:
@@ -1042,8 +1053,8 @@ while True:
                 [sys.executable, TOOL, "run",
                  sys.executable, "-c", self.CATCH],
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                universal_newlines=True, preexec_fn=lambda: signal.signal(
-                    signal.SIGINT, signal.SIG_IGN)) as tool:
+                universal_newlines=True,
+                preexec_fn=lambda: self.set_signals(signal.SIGINT)) as tool:
             self.assertEqual(tool.stdout.readline(), "ready\n")
             tool.send_signal(signal.SIGINT)
             tool.terminate()
