@@ -48,7 +48,7 @@ test -n "$missing" || exit 0
 
 if test "$(id -u)" -ne 0; then
     # One line for all: whoever is asked for packages is asked once.
-    all=$(missing_of build bench test | tr '\n' ' ')
+    all=$(missing_of build bench test "$@" | tr '\n' ' ')
     echo "$0: error: Debian packages are missing; as root, run: apt-get install --no-install-recommends ${all% }" >&2
     exit 1
 fi

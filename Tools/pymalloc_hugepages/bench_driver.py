@@ -2,8 +2,8 @@
 """Measure interpreters with and without huge pages under pymalloc's arenas.
 
 Runs the workloads of bench_obmalloc.py and start-up, or those of
-bench_programs.py, with any number of interpreters and settings, under perf
-stat.  Needs Linux, Python 3.9 or later
+bench_programs.py, bench_scale.py or bench_small.py, with any number of
+interpreters and settings, under perf stat.  Needs Linux, Python 3.9 or later
 and perf; root's rights to reserve huge pages; gnuplot for --plot and --html.
 """
 
@@ -15,10 +15,16 @@ import sys
 
 import bench_obmalloc
 import bench_programs
+import bench_scale
+import bench_small
 from benchlib import BenchError, Interrupted
-from benchlib import measure, memory, page, plot, report
+from benchlib import measure, memory, page, plot, process, report
 from benchlib.progress import Progress
 
+
+# Runs whose median is the peak memory of what --small measures: from one run
+# to the next it differs by more than it may from one build to the other.
+SMALL_MEMORY_RUNS = 9
 
 EPILOG = """\
 configurations:
@@ -26,10 +32,12 @@ configurations:
   PATH is an interpreter.  VALUE is given to it as PYTHON_PYMALLOC_HUGEPAGES;
   without it that is not set.  The pool of 2 MiB huge pages is emptied for
   runs with pool=empty (the default) and filled for the others: with PAGES, or
-  as many as the workloads can use (auto).  It is put back as found at the end,
+  as many as the workload can use (auto).  It is put back as found at the end,
   after an error, and after Ctrl-C.  NAME is set to VALUE in the environment of
   the interpreter; VALUE has no comma.  The first configuration is the one that
-  the others are compared with.
+  the others are compared with.  Those without a switch are also rivals: where
+  there are several, tables compare the others with the fastest of them, and
+  with each.
 
 example:
   bench_driver.py --config default=./python_default \\
@@ -70,17 +78,30 @@ def parse_arguments(args):
         "--programs", action="store_true",
         help="measure the workloads of bench_programs.py by default")
     parser.add_argument(
+        "--scale", action="store_true",
+        help="measure those of bench_scale.py by default: one workload in "
+        "three sizes, of which the largest needs 11 GiB of memory")
+    parser.add_argument(
+        "--small", action="store_true",
+        help="measure startup and those of bench_small.py by default: what "
+        "needs little memory")
+    parser.add_argument(
         "--loops", type=int, default=1, metavar="N",
         help="let each run do its workload N times in one process, and "
         "measure one turn, too (default: 1; not for startup)")
     parser.add_argument("--runs", type=int, default=10, metavar="N",
                         help="timed runs of each workload (default: 10)")
+    parser.add_argument(
+        "--memory-runs", type=int, metavar="N",
+        help="runs, not timed, whose median is the peak memory (default: 1, "
+        f"with --small {SMALL_MEMORY_RUNS})")
     parser.add_argument("--seed", type=int, metavar="N",
                         help="seed of the order of runs (default: random)")
     parser.add_argument(
         "--warm", type=int, metavar="MIB",
         help="memory to touch and free before each run, 0 for none (default: "
-        "1536, but at most half of what is available)")
+        "1536, but at most half of what is available); before a workload of "
+        "bench_scale.py, as much as it needs, if that is more")
     parser.add_argument(
         "--json", default="bench_obmalloc.json", metavar="FILE",
         help="where the results go (default: %(default)s)")
@@ -98,28 +119,36 @@ def parse_arguments(args):
         raise BenchError(f"--warm must be 0 or more, not {options.warm}")
     if options.loops < 1:
         raise BenchError(f"--loops must be 1 or more, not {options.loops}")
+    if options.memory_runs is None:
+        options.memory_runs = SMALL_MEMORY_RUNS if options.small else 1
+    if options.memory_runs < 1:
+        raise BenchError("--memory-runs must be 1 or more, not "
+                         f"{options.memory_runs}")
     options.workloads = options.workloads or default_workloads(options)
     for name in options.workloads:
         if name not in names:
             raise BenchError(f"no workload {name!r}; there are: "
                              + ", ".join(names))
     options.workloads = list(dict.fromkeys(options.workloads))
-    options.configs = [measure.parse_configuration(text)
-                       for text in options.configs or ()]
-    labels = [configuration.label for configuration in options.configs]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise BenchError(f"two configurations are called {label!r}; "
-                             "give each a label of its own")
+    options.configs = measure.parse_configurations(options.configs or ())
     return options
 
 
 def default_workloads(options):
+    """Names of what --programs, --scale and --small ask for, or of what is
+    measured without them."""
+    names = []
     if options.programs:
-        return list(bench_programs.WORKLOADS)
-    if options.loops > 1:
-        return list(bench_obmalloc.WORKLOADS)
-    return [*bench_obmalloc.WORKLOADS, measure.STARTUP]
+        names += bench_programs.WORKLOADS
+    if options.scale:
+        names += bench_scale.WORKLOADS
+    if options.small:
+        names += [measure.STARTUP, *bench_small.WORKLOADS]
+    if not names:
+        names = list(bench_obmalloc.WORKLOADS)
+        if options.loops == 1:
+            names.append(measure.STARTUP)
+    return names
 
 
 def warm_size(mib):
@@ -140,20 +169,6 @@ def check_writable(path):
                          "directory in which you may write")
 
 
-def stop_on_signals():
-    """Let the first signal raise Interrupted, so that everything is put back,
-    and later ones be ignored, so that nothing disturbs that."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def stop(signum, frame):
-        for each in signals:
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(signum)
-
-    for each in signals:
-        signal.signal(each, stop)
-
-
 def run_benchmark(options):
     """Measure.  Return (results, exit status)."""
     for path in filter(None, (options.json, options.plot, options.html)):
@@ -164,11 +179,13 @@ def run_benchmark(options):
     progress.step("looking at the interpreters and perf")
     results = measure.new_results(options.configs, options.workloads,
                                   options.runs, seed, warm_size(options.warm),
-                                  options.loops)
+                                  options.loops, options.memory_runs)
     status = 0
     try:
         with memory.Pool() as pool:
+            measure.check_available(options.workloads, pool)
             session = measure.Session(results, options.configs, pool, progress)
+            session.check_preloads()
             session.size_pools()
             session.check_memory()
             session.measure(random.Random(seed),
@@ -204,7 +221,7 @@ def main(args=None):
         if options.report:
             results, status = measure.load(options.report), 0
         else:
-            stop_on_signals()
+            process.stop_on_signals()
             results, status = run_benchmark(options)
     except BenchError as error:
         complain(error)

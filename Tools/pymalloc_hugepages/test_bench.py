@@ -12,13 +12,16 @@ import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import unittest
+import warnings
 from unittest import mock
 from xml.etree import ElementTree
 
@@ -28,6 +31,8 @@ sys.path.insert(0, HERE)
 import bench_driver
 import bench_obmalloc
 import bench_programs
+import bench_scale
+import bench_small
 from benchlib import BenchError, measure, memory, perf, plot, report
 from benchlib.progress import Progress
 
@@ -155,6 +160,56 @@ class WorkloadTests(ScratchDirectory):
                 done = run(os.path.join(HERE, "bench_programs.py"), name)
                 self.assertEqual((done.returncode, done.stdout, done.stderr),
                                  (0, "", ""))
+
+    def test_scale(self):
+        done = run(os.path.join(HERE, "bench_scale.py"), "--list")
+        self.assertEqual(done.stdout.split(), [
+            "arena_pressure_x1", "arena_pressure_x4", "arena_pressure_x16"])
+        made = collections.Counter()
+        shared = bytearray(1)
+
+        def fake(size):
+            made[size] += 1
+            return shared
+
+        with mock.patch.object(bench_scale, "bytearray", fake, create=True):
+            bench_scale.arena_pressure(2)
+        self.assertEqual(made, {256: 4_000_000})
+        with mock.patch.object(bench_scale, "arena_pressure") as fake:
+            bench_scale.WORKLOADS["arena_pressure_x16"]()
+        fake.assert_called_once_with(16)
+        self.assertEqual(
+            bench_scale.memory_needed(["arena_pressure_x4", "startup"]),
+            4 * bench_scale.memory_needed(["arena_pressure_x1"]))
+        self.assertEqual(bench_scale.memory_needed(["startup"]), 0)
+
+    def test_thread_server(self):
+        # The workload itself checks that all threads are there at its end.
+        done = run(os.path.join(HERE, "bench_small.py"), "thread_server")
+        self.assertEqual((done.returncode, done.stdout, done.stderr),
+                         (0, "", ""))
+
+    def test_thread_server_sees_a_thread_that_ends(self):
+        class Short(threading.Thread):
+            def run(self):
+                self._args[0].recv(1)
+                self._args[0].close()
+
+        with mock.patch.object(bench_small, "THREADS", 3), \
+             mock.patch.object(threading, "Thread", Short), \
+             warnings.catch_warnings():
+            # Of the connections that are left open.
+            warnings.simplefilter("ignore", ResourceWarning)
+            with self.assertRaises((AssertionError, ConnectionError)):
+                bench_small.thread_server()
+
+    def test_thread_server_with_few_files(self):
+        done = run(os.path.join(HERE, "bench_small.py"), "thread_server",
+                   preexec_fn=lambda: resource.setrlimit(
+                       resource.RLIMIT_NOFILE, (100, 1000)))
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"\A.*2100 open files are needed, and "
+                         r"1000 are the limit.*\n\Z")
 
     def test_imports_nothing_that_is_not_loaded_anyway(self):
         with open(SCRIPT) as file:
@@ -306,9 +361,9 @@ class ConfigurationTests(unittest.TestCase):
     def test_judge_pages(self):
         page = memory.HUGE_PAGE_SIZE
 
-        def judge(switch, hugetlb, thp, pool=10):
+        def judge(switch, hugetlb, thp, pool=10, workload="dict_churn"):
             return measure.judge_pages(
-                measure.Configuration("a", "/python", switch),
+                measure.Configuration("a", "/python", switch), workload,
                 {"rss": 1, "hugetlb": hugetlb * page, "thp": thp * page}, pool)
         for good in ((None, 0, 0), ("0", 0, 0), ("hugetlb", 1, 0),
                      ("thp", 0, 1), ("on", 0, 1), ("1", 9, 0)):
@@ -316,6 +371,8 @@ class ConfigurationTests(unittest.TestCase):
         for bad in (("hugetlb", 0, 5), ("thp", 5, 0), ("on", 0, 0)):
             self.assertIn("no huge page", judge(*bad), bad)
         self.assertIn("used up", judge("hugetlb", 10, 0))
+        for small in "startup", "thread_server":
+            self.assertIsNone(judge("thp", 0, 0, workload=small))
 
 
 class FakeKernelPool(memory.Pool):
@@ -431,7 +488,7 @@ def fake_results(**changes):
                     "kernel": "6.1", "distribution": "Debian",
                     "thp_enabled": "madvise", "thp_defrag": "madvise",
                     "nr_hugepages": "0", "perf": "perf version 6.1"},
-        "seed": 7, "rounds": 3, "warm_size": 0, "loops": 1,
+        "seed": 7, "rounds": 3, "warm_size": 0, "loops": 1, "memory_runs": 1,
         "configurations": [
             {"label": label, "path": "/python", "switch": switch,
              "pool": "auto", "version": "3.13.5 (main)", "configure_args": "",
@@ -525,8 +582,109 @@ class ReportTests(ScratchDirectory):
         results = fake_results()
         results["configurations"][1]["variables"] = [["A", "b"], ["C", "d"]]
         self.assertIn("huge: Python 3.13.5, configure without arguments; "
-                      "switch hugetlb; pool 5 huge pages; A=b; C=d\n",
-                      report.render(results, "text"))
+                      "switch hugetlb; pool 5 huge pages for the largest "
+                      "workload; A=b; C=d\n", report.render(results, "text"))
+
+    def lines(self, results):
+        return [" ".join(line.split())
+                for line in report.render(results, "text").splitlines()]
+
+    def table(self, results, title):
+        """Header and rows of the table of that title, as lists of cells."""
+        (table,) = (table for table in report.tables(results)
+                    if table.title == title)
+        return [table.header, *table.rows]
+
+    def test_no_rivals(self):
+        self.assertNotIn("rival", report.render(fake_results(), "text"))
+        # Two rivals, but neither's opponent.
+        results = fake_results()
+        results["configurations"][1]["switch"] = None
+        self.assertNotIn("rival", report.render(results, "text"))
+
+    def test_rivals_in_one_workload_have_no_mean(self):
+        results = fake_results(workloads=["first"])
+        results["configurations"].append(dict(
+            results["configurations"][0], label="third"))
+        titles = [table.title for table in report.tables(results)]
+        self.assertIn("Wall clock: change against the fastest rival", titles)
+        self.assertNotIn("geometric mean", " ".join(titles))
+
+    def test_rivals(self):
+        # Wall clock in seconds, by label: of two workloads, and of start-up.
+        seconds = {"base": (4, 8, 1), "other": (5, 4, 2), "huge": (2, 2, 3)}
+        names = ["first", "second", "startup"]
+        results = fake_results(
+            workloads=names, memory=[],
+            configurations=[dict(fake_results()["configurations"][0],
+                                 label=label, switch=switch)
+                            for label, switch in (
+                                ("base", None), ("other", None),
+                                ("huge", "thp"))],
+            runs=[{"configuration": label, "workload": name, "round": 1,
+                   "counts": {"duration_time": figures[i] * 1e9}}
+                  for label, figures in seconds.items()
+                  for i, name in enumerate(names)])
+        self.assertEqual(
+            self.table(results,
+                       "Wall clock: change against the fastest rival"),
+            [["Workload", "fastest rival", "base", "other", "huge"],
+             ["first", "base", "+0.0%", "+25.0%", "-50.0%"],
+             ["second", "other", "+100.0%", "+0.0%", "-50.0%"],
+             ["startup", "base", "+0.0%", "+100.0%", "+200.0%"]])
+        # Those of 1/2 and 1/4, and of 2/5 and 1/2.
+        self.assertEqual(
+            self.table(results, "Wall clock: geometric mean of the changes "
+                       "against each rival"),
+            [["Rival", "huge"], ["base", "-64.6%"], ["other", "-55.3%"]])
+        # What was not run is no rival; what is not known has no mean.
+        del results["runs"][4]
+        self.assertEqual(
+            self.table(results, "Wall clock: change against the fastest "
+                       "rival")[2],
+            ["second", "base", "+0.0%", "-", "-75.0%"])
+        self.assertEqual(
+            self.table(results, "Wall clock: geometric mean of the changes "
+                       "against each rival")[2], ["other", "-"])
+
+    def test_scale(self):
+        names = ["arena_pressure_x1", "arena_pressure_x4"]
+        results = fake_results(
+            workloads=names,
+            memory=[{"configuration": "base", "workload": name, "thp": 0,
+                     "rss": size << 20, "hugetlb": size << 20}
+                    for name, size in zip(names, (50, 200))],
+            runs=[{"configuration": "base", "workload": name, "round": 1,
+                   "counts": {"page-faults": faults, "duration_time": wall}}
+                  for name, faults, wall in zip(names, (25_600, 102_400),
+                                                (0.5e9, 2.2e9))])
+        self.assertEqual(
+            self.table(results, "Wall clock per unit of work (ms)"),
+            [["Workload", "base", "against x1", "huge", "against x1"],
+             [names[0], "500.0", "+0.0%", "not run", "-"],
+             [names[1], "550.0", "+10.0%", "not run", "-"]])
+        text = "as much as it needs was touched"
+        self.assertNotIn(text, report.render(results, "text"))
+        self.assertIn(text, report.render(dict(results, warm_size=1 << 30),
+                                          "text"))
+        self.assertEqual(
+            self.table(results, "Page faults per MiB of peak memory")[1:],
+            [[names[0], "256.0", "+0.0%", "not run", "-"],
+             [names[1], "256.0", "+0.0%", "not run", "-"]])
+
+    def test_peak_memory_of_several_runs(self):
+        title = "Peak memory (MiB: resident and hugetlb pages)"
+        results = fake_results(memory=[
+            {"configuration": label, "workload": "first", "thp": 0,
+             "rss": rss << 20, "hugetlb": hugetlb << 20}
+            for label, rss, hugetlb in (("base", 10, 0), ("huge", 3, 6))])
+        self.assertNotIn(title, self.lines(results))
+        results["memory_runs"] = 9
+        self.assertEqual(self.table(results, title)[1:], [
+            ["first", "10.0", "9.0", "-10.0%"],
+            ["second", "not run", "not run", "-"]])
+        self.assertTrue(any("peaks are medians of 9 runs" in line
+                            for line in self.lines(results)))
 
     def test_markdown(self):
         lines = report.render(fake_results(), "markdown").splitlines()
@@ -617,6 +775,31 @@ class SessionTests(ScratchDirectory):
         self.assertEqual(
             [c["pool_pages"] for c in results["configurations"]],
             [0, 5 + measure.POOL_MARGIN, 7])
+        # Each run has what its workload needs.
+        pages = []
+        with mock.patch.object(session, "_peak_memory", lambda c, w, n: (
+                pages.append((c.label, w, n)),
+                dict.fromkeys(("rss", "hugetlb", "thp"), 1))[1]):
+            session.check_memory()
+        self.assertEqual(pages, [
+            ("a", "first", 0), ("a", "second", 0),
+            ("b", "first", 5 + measure.POOL_MARGIN),
+            ("b", "second", 2 + measure.POOL_MARGIN),
+            ("c", "first", 7), ("c", "second", 7)])
+
+    def test_peak_memory_is_a_median(self):
+        configuration = measure.Configuration("a", "/a")
+        results, session = self.session([configuration], memory_runs=3,
+                                        workloads=["first"])
+        session.size_pools()
+        peaks = iter([{"rss": rss, "hugetlb": 5, "thp": 0}
+                      for rss in (30, 90, 40)])
+        with mock.patch.object(memory, "peak_memory",
+                               lambda *args: next(peaks)):
+            session.check_memory()
+        self.assertEqual(results["memory"], [{
+            "configuration": "a", "workload": "first",
+            "rss": 40, "hugetlb": 5, "thp": 0}])
 
     def test_every_round_has_all_pairs_in_another_order(self):
         configurations = [measure.Configuration("a", "/a"),
@@ -639,6 +822,52 @@ class SessionTests(ScratchDirectory):
         self.assertEqual(len(set(orders[0])), 20 * 4)
         self.assertGreater(len({tuple(name[1:] for name in orders[0][i:i + 4])
                                 for i in range(0, 80, 4)}), 5)
+
+    def test_a_pool_too_small_for_one_workload(self):
+        # The kernel has 98 pages to give.
+        configurations = [measure.Configuration("a", "/a"),
+                          measure.Configuration("b", "/b", pool="auto")]
+        results, session = self.session(configurations)
+        peaks = {"first": 300 * memory.MIB, "second": 4 * memory.MIB}
+        with mock.patch.object(memory, "peak_memory", lambda command, env: {
+                "rss": peaks[command[-1]], "hugetlb": 0, "thp": 0}):
+            session.size_pools()
+            session.check_memory()
+        self.assertEqual([(m["configuration"], m["workload"])
+                          for m in results["memory"]],
+                         [("a", "first"), ("a", "second"), ("b", "second")])
+        (problem,) = results["problems"]
+        self.assertRegex(problem, "^b left out of first: .* only 98 of 166")
+
+    def test_as_much_is_warmed_as_the_workload_needs(self):
+        configuration = measure.Configuration("a", "/a", pool="90")
+        names = ["arena_pressure_x1", "arena_pressure_x4"]
+        needed = bench_scale.memory_needed(names)
+        pool = 90 * memory.HUGE_PAGE_SIZE
+        for asked, expected in (0, {0}), (1 << 30, {1 << 30, needed - pool}):
+            results, session = self.session([configuration], workloads=names,
+                                            warm_size=asked, rounds=1)
+            session.size_pools()
+            with mock.patch.object(memory, "warm") as warm, \
+                 mock.patch.object(perf, "stat", lambda *args: {
+                     "duration_time": 1.0}):
+                session.measure(random.Random(1), lambda: None)
+            self.assertEqual({call.args for call in warm.call_args_list},
+                             {(size, 90) for size in expected})
+
+    def test_memory_that_is_too_short(self):
+        pool = FakeKernelPool(self.directory)
+        names = ["startup", "arena_pressure_x4", "arena_pressure_x16"]
+        needed = bench_scale.memory_needed(names)
+        with mock.patch.object(memory, "available_memory", lambda: needed - 1):
+            # Free pages of the pool count where they can be had.
+            measure.check_available(names, pool)
+            pool.writable = False
+            measure.check_available(names[:2], pool)
+            with self.assertRaisesRegex(
+                    BenchError, "arena_pressure_x16 needs 10.9 GiB of memory, "
+                    "10.9 GiB are available: stop other programs, or"):
+                measure.check_available(names, pool)
 
     def test_a_pool_that_cannot_be_had_stops_its_configuration_only(self):
         configurations = [measure.Configuration("a", "/a"),
@@ -725,9 +954,39 @@ class DriverTests(ScratchDirectory):
             self.assertGreater(run_["counts"]["turn_time"], 1e6)
             self.assertLess(run_["counts"]["turn_time"], 60e9)
 
+    def test_small(self):
+        done = run(DRIVER, "--small", "--warm", "0", "--runs", "1",
+                   "--memory-runs", "3", "--json", self.path("r.json"),
+                   "--config", f"a={sys.executable}", env=self.env)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual({r["workload"] for r in self.results()["runs"]},
+                         {"startup", "thread_server"})
+        self.assertEqual(len(self.results()["memory"]), 2)
+        self.assertRegex(done.stdout, "Peak memory .MiB: resident and huge")
+        self.assertIn("peaks are medians of 3 runs", done.stdout)
+
+    def test_memory_runs(self):
+        for arguments, expected in ([], 1), (["--small"], 9), (
+                ["--small", "--memory-runs", "2"], 2):
+            options = bench_driver.parse_arguments(
+                ["--report", "x", *arguments])
+            self.assertEqual(options.memory_runs, expected)
+
+    def test_library_that_is_not_preloaded(self):
+        done = self.drive(
+            "--config", f"good={sys.executable},env=LD_PRELOAD=libc.so.6",
+            "--config", f"bad={sys.executable},env=LD_PRELOAD=libnone.so.1")
+        self.assert_one_line(done, "bad left out: .*'libnone.so.1'.*Install "
+                             "the library", 1)
+        self.assertEqual({r["configuration"] for r in self.results()["runs"]},
+                         {"good"})
+
     def test_default_workloads(self):
         programs = list(bench_programs.WORKLOADS)
+        small = ["startup", "thread_server"]
         for arguments, expected in (
+                (["--small"], small), (["--scale"], list(bench_scale.UNITS)),
+                (["--programs", "--small"], [*programs, *small]),
                 ([], [*NAMES, "startup"]), (["--loops", "2"], NAMES),
                 (["--programs"], programs),
                 (["--programs", "--workload", "dict_churn"], ["dict_churn"])):
@@ -744,6 +1003,8 @@ class DriverTests(ScratchDirectory):
                 ((*good, *good), "two configurations are called 'a'"),
                 ((*good, "--runs", "0"), "--runs must be 1 or more"),
                 ((*good, "--warm", "-1"), "--warm must be 0 or more"),
+                ((*good, "--loops", "0"), "--loops must be 1 or more"),
+                ((*good, "--memory-runs", "0"), "--memory-runs must be 1 or"),
                 ((*good, "--json", "/nonexistent/x"), "cannot write"),
                 ((*good, "--json", "/"), "it is a directory"),
                 (("--report", "/nonexistent"), "cannot read '/nonexistent'")):

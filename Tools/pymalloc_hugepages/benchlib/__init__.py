@@ -1,11 +1,14 @@
-"""The parts of bench_driver.py.
+"""The parts of bench_driver.py and bench_pyperformance.py.
 
     machine     what the machine is
     memory      the pool of huge pages, warming free memory, peak memory
+    process     commands that do not outlive the driver
     perf        one command under perf stat
     measure     which run comes when, and what came out of it
     report      tables
     plot        the same as SVG
+    page        the same as HTML
+    suite       pyperformance's benchmarks: runs, results, comparison
 
 Units everywhere: seconds and bytes, unless a name says otherwise.
 """

@@ -16,13 +16,16 @@ import typing
 
 import bench_obmalloc
 import bench_programs
+import bench_scale
+import bench_small
 
 from . import BenchError, last_line, machine, memory, perf
 
 
 # The script of each workload.
 SCRIPTS = {name: os.path.abspath(module.__file__)
-           for module in (bench_obmalloc, bench_programs)
+           for module in (bench_obmalloc, bench_programs, bench_scale,
+                          bench_small)
            for name in module.WORKLOADS}
 
 # Start-up time, as a workload beside those of the scripts.
@@ -32,7 +35,7 @@ STARTUP = "startup"
 # turns, as an event beside those of perf.  In nanoseconds, as perf's times.
 TURN_TIME = "turn_time"
 
-# Pages that are added to what a configuration was seen to need: arenas are
+# Pages that are added to what a workload was seen to need: arenas are
 # not all full, and no two processes have quite the same number of them.
 POOL_MARGIN = 16
 
@@ -109,6 +112,17 @@ def parse_configuration(text):
                                match["variables"].split(",env=")[1:]))
 
 
+def parse_configurations(texts):
+    """A list of configurations, of which no two have the same label."""
+    configurations = [parse_configuration(text) for text in texts]
+    labels = [configuration.label for configuration in configurations]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise BenchError(f"two configurations are called {label!r}; "
+                             "give each a label of its own")
+    return configurations
+
+
 _TELL_BUILD = """\
 import json, sys, sysconfig
 print(json.dumps([sys.version, sysconfig.get_config_var("CONFIG_ARGS")]))
@@ -137,7 +151,43 @@ def describe_configuration(configuration):
                 configure_args=configure_args, pool_pages=None)
 
 
-def new_results(configurations, workloads, rounds, seed, warm_size, loops=1):
+def preload_problem(configuration):
+    """Why what LD_PRELOAD names is not in the interpreter, as text, or None.
+
+    ld.so goes on without it, and says so on stderr alone.  What is measured
+    then would be the C library's malloc() under another one's name.
+    """
+    if not any(name == "LD_PRELOAD" for name, _ in configuration.variables):
+        return None
+    done = subprocess.run(
+        [configuration.path, "-c", "pass"], env=configuration.environment(),
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, universal_newlines=True, errors="replace")
+    for line in done.stderr.splitlines():
+        if "LD_PRELOAD" in line:
+            return f"{line.strip()} Install the library, or give its path"
+    return None
+
+
+def check_available(workloads, pool):
+    """Raise BenchError if memory is too short for the largest of workloads.
+
+    The pool's free pages count where the driver may take them.
+    """
+    largest = max(workloads, key=lambda name: bench_scale.UNITS.get(name, 0))
+    needed = bench_scale.memory_needed([largest])
+    available = memory.available_memory()
+    if pool.writable:
+        available += pool.available() * memory.HUGE_PAGE_SIZE
+    if needed > available:
+        raise BenchError(
+            f"{largest} needs {needed / memory.GIB:.1f} GiB of memory, "
+            f"{available / memory.GIB:.1f} GiB are available: stop other "
+            "programs, or choose smaller workloads (--workload)")
+
+
+def new_results(configurations, workloads, rounds, seed, warm_size, loops=1,
+                memory_runs=1):
     """The results before the first run.
 
     Raise BenchError if an interpreter does not start or perf cannot work.
@@ -153,12 +203,13 @@ def new_results(configurations, workloads, rounds, seed, warm_size, loops=1):
         "rounds": rounds,               # as planned
         "warm_size": warm_size,         # bytes touched before each run
         "loops": loops,                 # turns of a workload in a run
+        "memory_runs": memory_runs,     # runs whose median is the peak memory
         "configurations": described,    # the first one is the baseline
         "workloads": list(workloads),
         "counted": counted,             # events and times, asked of perf
         "not_counted": missing,         # those that this machine lacks
         # {"configuration", "workload", "rss", "hugetlb", "thp"}: peak memory
-        # in bytes, of a run that was not timed
+        # in bytes, of a run that was not timed, or the medians of several
         "memory": [],
         # {"configuration", "workload", "round", "counts"}: one timed run;
         # counts as of perf.parse_stat(), and TURN_TIME if there are turns
@@ -175,7 +226,7 @@ class Session:
         self._configurations = configurations
         self._pool = pool
         self._progress = progress
-        self._pool_pages = {}           # by label
+        self._pool_pages = {}           # by (label, workload)
         self._left_out = set()          # pairs of (label, workload)
 
     def _pairs(self):
@@ -190,16 +241,31 @@ class Session:
         self._progress.problem(text)
 
     def _leave_out(self, configuration, workload, error):
-        """Go on without what failed: without the pool the whole configuration,
-        otherwise this workload of it."""
+        """Go on without what failed: this workload and, where the pool is too
+        small for it, all others of the configuration that need one as large.
+        """
+        label = configuration.label
+        failed = [workload]
         if isinstance(error, memory.PoolError):
-            self._left_out.update((configuration.label, workload)
-                                  for workload in self._results["workloads"])
-            self._problem(f"{configuration.label} left out: {error}")
-        else:
-            self._left_out.add((configuration.label, workload))
-            self._problem(
-                f"{configuration.label} left out of {workload}: {error}")
+            pages = self._pool_pages[label, workload]
+            failed = [name for c, name in self._pairs() if c.label == label
+                      and self._pool_pages[label, name] >= pages]
+        self._leave_out_all(label, failed, error)
+
+    def _leave_out_all(self, label, workloads, reason):
+        self._left_out.update((label, name) for name in workloads)
+        left = [name for name in self._results["workloads"]
+                if (label, name) not in self._left_out]
+        what = f" of {', '.join(workloads)}" if left else ""
+        self._problem(f"{label} left out{what}: {reason}")
+
+    def check_preloads(self):
+        """Leave out what would run without the library that it is to have."""
+        for configuration in self._configurations:
+            problem = preload_problem(configuration)
+            if problem:
+                self._leave_out_all(configuration.label,
+                                    self._results["workloads"], problem)
 
     def _peak_memory(self, configuration, workload, pool_pages):
         self._pool.set_available(pool_pages)
@@ -207,17 +273,17 @@ class Session:
         return memory.peak_memory(command, configuration.environment())
 
     def size_pools(self):
-        """Find how many pages each configuration's pool must have.
+        """Find how many pages the pool must have for each run.
 
         With an empty pool, arenas are in what the kernel counts as resident,
         so the peak of that is a bound for the number of huge pages.
         """
-        needed = {}
         for configuration, workload in self._pairs():
             label = configuration.label
             if configuration.pool != "auto":
-                needed[label] = (0 if configuration.pool == "empty"
-                                 else int(configuration.pool))
+                self._pool_pages[label, workload] = (
+                    0 if configuration.pool == "empty"
+                    else int(configuration.pool))
                 continue
             self._progress.step(f"sizing the pool: {label} {workload}")
             try:
@@ -225,15 +291,15 @@ class Session:
             except BenchError as error:
                 self._leave_out(configuration, workload, error)
                 continue
-            pages = -(-(peak["rss"] + peak["hugetlb"])
-                      // memory.HUGE_PAGE_SIZE) + POOL_MARGIN
-            needed[label] = max(needed.get(label, 0), pages)
-        self._pool_pages = needed
+            self._pool_pages[label, workload] = POOL_MARGIN + -(
+                -(peak["rss"] + peak["hugetlb"]) // memory.HUGE_PAGE_SIZE)
         for described in self._results["configurations"]:
-            described["pool_pages"] = needed.get(described["label"])
+            described["pool_pages"] = max(
+                (self._pool_pages[c.label, name] for c, name in self._pairs()
+                 if c.label == described["label"]), default=None)
 
     def check_memory(self):
-        """Run everything once, not timed: see which pages it really gets.
+        """Run everything, not timed: see which pages it really gets.
 
         Also the warm-up of the interpreters' files and bytecode caches.
         """
@@ -241,15 +307,19 @@ class Session:
             if (configuration.label, workload) in self._left_out:
                 continue                # just now: the pool is missing
             self._progress.step(f"checking: {configuration.label} {workload}")
-            pages = self._pool_pages[configuration.label]
+            pages = self._pool_pages[configuration.label, workload]
             try:
-                peak = self._peak_memory(configuration, workload, pages)
+                peaks = [self._peak_memory(configuration, workload, pages)
+                         for _ in range(self._results["memory_runs"])]
             except BenchError as error:
                 self._leave_out(configuration, workload, error)
                 continue
+            peak = {kind: round(statistics.median(each[kind]
+                                                  for each in peaks))
+                    for kind in peaks[0]}
             self._results["memory"].append(dict(
                 configuration=configuration.label, workload=workload, **peak))
-            problem = judge_pages(configuration, peak, pages)
+            problem = judge_pages(configuration, workload, peak, pages)
             if problem:
                 self._problem(f"{configuration.label} {workload}: {problem}")
 
@@ -276,11 +346,20 @@ class Session:
                     "workload": workload, "round": number, "counts": counts})
             after_round()
 
+    def _warm_size(self, workload, pool_pages):
+        """Bytes to touch beside the pool: what was asked for, but all that the
+        workload needs, if anything.  A large one would else be slow for what
+        is beyond, and not for being large."""
+        needed = (bench_scale.memory_needed([workload])
+                  - pool_pages * memory.HUGE_PAGE_SIZE)
+        asked = self._results["warm_size"]
+        return max(asked, needed) if asked else 0
+
     def _timed_run(self, configuration, workload):
-        pages = self._pool_pages[configuration.label]
+        pages = self._pool_pages[configuration.label, workload]
         self._pool.set_available(pages)
         for _ in range(TRIES):
-            memory.warm(self._results["warm_size"], pages)
+            memory.warm(self._warm_size(workload, pages), pages)
             counts = self._stat(configuration, workload)
             if perf.wall_time_is_possible(counts):
                 return counts
@@ -306,9 +385,16 @@ _PROMISED = {"hugetlb": ("hugetlb",), "thp": ("thp",),
              "on": ("hugetlb", "thp"), "1": ("hugetlb", "thp")}
 
 
-def judge_pages(configuration, peak, pool_pages):
+# So small that they may do without a huge page: it would cost more than it
+# saves.
+_MAY_BE_PLAIN = {STARTUP, *bench_small.WORKLOADS}
+
+
+def judge_pages(configuration, workload, peak, pool_pages):
     """What is wrong with the pages that a run got, as text, or None."""
     promised = _PROMISED.get(configuration.switch, ())
+    if workload in _MAY_BE_PLAIN:
+        promised = ()
     if promised and not any(peak[kind] for kind in promised):
         return (f"no huge page was used although the switch is "
                 f"{configuration.switch}: the figures are those of base pages")

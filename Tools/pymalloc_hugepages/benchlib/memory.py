@@ -12,6 +12,7 @@ from . import BenchError, last_line
 
 
 MIB = 1 << 20
+GIB = 1 << 30
 HUGE_PAGE_SIZE = 2 * MIB        # ARENA_SIZE of the builds measured
 _POOL = "/sys/kernel/mm/hugepages/hugepages-2048kB"
 

@@ -1,11 +1,9 @@
 """One command under perf stat."""
 
-import os
-import signal
 import subprocess
 import tempfile
 
-from . import BenchError, last_line
+from . import BenchError, last_line, process
 
 
 # Those of the proposal, in its order.
@@ -64,28 +62,6 @@ def base_name(event):
     return event.split(":")[0]
 
 
-def run(command, **kwargs):
-    """subprocess.Popen(command).communicate() for a command that must not
-    outlive the driver.  Return (exit status, stderr as text); kwargs has a
-    stdout if that is wanted.
-
-    It gets a process group of its own: Ctrl-C at the terminal reaches the
-    driver alone, which then kills the command with all its children.
-    """
-    kwargs.setdefault("stdout", subprocess.DEVNULL)
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        universal_newlines=True, errors="replace", start_new_session=True,
-        **kwargs)
-    try:
-        _, stderr = process.communicate()
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        raise
-    return process.returncode, stderr
-
-
 def stat(events, command, env=None, stdout=subprocess.DEVNULL):
     """Run command (a list) under perf stat and return parse_stat() of it.
 
@@ -97,7 +73,8 @@ def stat(events, command, env=None, stdout=subprocess.DEVNULL):
         perf = ["perf", "stat", "-x", _SEPARATOR, "-o", output.name,
                 "-e", ",".join(events), "--"]
         try:
-            status, stderr = run(perf + command, env=env, stdout=stdout)
+            status, stderr = process.run(perf + command, env=env,
+                                         stdout=stdout)
         except FileNotFoundError:
             raise BenchError(
                 "perf is not installed; on Debian: apt-get install linux-perf")

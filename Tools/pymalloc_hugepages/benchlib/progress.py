@@ -9,7 +9,8 @@ class Progress:
 
     _QUIET = 15         # seconds between two lines that are not overwritten
 
-    def __init__(self, stream=None):
+    def __init__(self, stream=None, program="bench_driver.py"):
+        self._program = program
         self._stream = stream or sys.stderr
         self._is_terminal = self._stream.isatty()
         self._total = self._done = 0
@@ -47,7 +48,7 @@ class Progress:
     def problem(self, text):
         """Show a line that stays."""
         self.clear()
-        print(f"bench_driver.py: {text}", file=self._stream, flush=True)
+        print(f"{self._program}: {text}", file=self._stream, flush=True)
 
     def clear(self):
         """Remove the line that would be overwritten."""

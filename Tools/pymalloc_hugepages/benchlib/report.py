@@ -4,6 +4,8 @@ import dataclasses
 import statistics
 import typing
 
+import bench_scale
+
 from . import machine, perf
 from .measure import STARTUP, TURN_TIME
 from .memory import MIB
@@ -109,14 +111,17 @@ class Table:
     rows: typing.List[typing.List[str]]
 
 
+def _header(names):
+    """That of a table which compares each configuration with the first."""
+    return ["Workload", names[0]] + [
+        text for name in names[1:] for text in (name, "change")]
+
+
 def event_table(results, event, by_key):
     """One event: median and quartiles per configuration, and the change of
     the median against the first; below, the geometric mean of the changes."""
     was_run = {(r["workload"], r["configuration"]) for r in results["runs"]}
     names = labels(results)
-    header = ["Workload", names[0]]
-    for name in names[1:]:
-        header += [name, "change"]
     rows = []
     for workload in results["workloads"]:
         baseline = by_key.get((workload, names[0]))
@@ -133,7 +138,15 @@ def event_table(results, event, by_key):
     if means:
         rows.append([GEOMETRIC_MEAN, ""]
                     + [text for mean in means for text in ("", mean)])
-    return Table(title(event), header, rows)
+    return Table(title(event), _header(names), rows)
+
+
+def _geometric_mean(changes):
+    """The geometric mean of changes as text; "-" if one is not known."""
+    if None in changes or -1 in changes:
+        return _percent(None)
+    return _percent(statistics.geometric_mean(
+        1 + each for each in changes) - 1)
 
 
 def _geometric_means(results, by_key):
@@ -144,17 +157,104 @@ def _geometric_means(results, by_key):
     workloads = [name for name in results["workloads"] if name != STARTUP]
     if len(workloads) < 2:
         return None
-    means = []
-    for label in others:
-        changes = [change(by_key.get((workload, label)),
-                          by_key.get((workload, baseline)))
-                   for workload in workloads]
-        if None in changes or -1 in changes:
-            means.append(_percent(None))
-        else:
-            means.append(_percent(statistics.geometric_mean(
-                1 + each for each in changes) - 1))
-    return means
+    return [_geometric_mean([change(by_key.get((workload, label)),
+                                    by_key.get((workload, baseline)))
+                             for workload in workloads])
+            for label in others]
+
+
+def rivals(results):
+    """Labels: of the configurations without a switch, which are other ways to
+    run CPython, the baseline among them; and of those with one."""
+    found = [], []
+    for c in results["configurations"]:
+        found[c["switch"] is not None].append(c["label"])
+    return found
+
+
+def rival_tables(results, event, by_key):
+    """Two tables of one event: each configuration's change against the fastest
+    rival; and the geometric means, but for start-up, against each rival, if
+    there are two workloads.
+
+    None of them where there are not two rivals, or nothing to compare with
+    them.
+    """
+    others, ours = rivals(results)
+    if len(others) < 2 or not ours or not by_key:
+        return []
+    names = labels(results)
+    workloads = results["workloads"]
+
+    def changes(label, rival, workloads):
+        return [change(by_key.get((workload, label)),
+                       by_key.get((workload, rival)))
+                for workload in workloads]
+
+    rows = []
+    for workload in workloads:
+        fastest = min(
+            (rival for rival in others if (workload, rival) in by_key),
+            key=lambda rival: by_key[workload, rival].median, default=None)
+        rows.append([workload, fastest or NOT_RUN] + [
+            _percent(*changes(name, fastest, [workload])) for name in names])
+    found = [Table(f"{title(event)}: change against the fastest rival",
+                   ["Workload", "fastest rival", *names], rows)]
+    lasting = [name for name in workloads if name != STARTUP]
+    if len(lasting) > 1:
+        means = [[rival] + [_geometric_mean(changes(label, rival, lasting))
+                            for label in ours] for rival in others]
+        found.append(Table(f"{title(event)}: {GEOMETRIC_MEAN} of the changes "
+                           "against each rival", ["Rival", *ours], means))
+    return found
+
+
+def _peaks(results):
+    """{(workload, label): peak memory in MiB, resident and hugetlb pages}."""
+    return {(m["workload"], m["configuration"]):
+            (m["rss"] + m["hugetlb"]) / MIB for m in results["memory"]}
+
+
+def scale_tables(results, by_event):
+    """What a unit of work costs as there is more of it: time, and page faults
+    per MiB of peak memory, each with its change against the first size."""
+    units = {name: bench_scale.UNITS[name] for name in results["workloads"]
+             if name in bench_scale.UNITS}
+    if len(units) < 2:
+        return []
+    names = labels(results)
+    times = by_event.get(perf.WALL_TIME, {})
+    faults = next((by_key for event, by_key in by_event.items()
+                   if perf.base_name(event) == "page-faults"), {})
+    peaks = _peaks(results)
+
+    def time_of_unit(key):
+        return times[key].median / units[key[0]] / 1e6
+
+    def faults_per_mib(key):
+        return faults[key].median / peaks[key]
+
+    first = next(iter(units))
+    header = ["Workload"]
+    for name in names:
+        header += [name, f"against {first.rpartition('_')[2]}"]
+    found = []
+    for what, figure, known in (
+            ("Wall clock per unit of work (ms)", time_of_unit,
+             times.keys()),
+            ("Page faults per MiB of peak memory", faults_per_mib,
+             faults.keys() & peaks.keys())):
+        rows = []
+        for workload in units:
+            row = [workload]
+            for name in names:
+                key, base = (workload, name), (first, name)
+                row.append(f"{figure(key):,.1f}" if key in known else NOT_RUN)
+                row.append(_percent(figure(key) / figure(base) - 1
+                                    if {key, base} <= known else None))
+            rows.append(row)
+        found.append(Table(what, header, rows))
+    return found
 
 
 def memory_table(results):
@@ -175,11 +275,38 @@ def memory_table(results):
                  "/ transparent huge pages)", ["Workload", *names], rows)
 
 
+def peak_table(results):
+    """Peak memory in all, and its change against the first configuration."""
+    peaks = _peaks(results)
+    names = labels(results)
+    rows = []
+    for workload in results["workloads"]:
+        row = [workload]
+        for name in names:
+            peak = peaks.get((workload, name))
+            row.append(NOT_RUN if peak is None else f"{peak:.1f}")
+            if name != names[0]:
+                baseline = peaks.get((workload, names[0]))
+                row.append(_percent(peak / baseline - 1
+                                    if peak and baseline else None))
+        rows.append(row)
+    return Table("Peak memory (MiB: resident and hugetlb pages)",
+                 _header(names), rows)
+
+
 def tables_by_event(results):
-    """All tables, as pairs of the event, None for memory, and the Table."""
+    """All tables, as pairs of the event and the Table; the event is None for a
+    table that has not just one event's figures."""
+    by_event = samples(results)
     found = [(event, event_table(results, event, by_key))
-             for event, by_key in samples(results).items() if by_key]
+             for event, by_key in by_event.items() if by_key]
+    for event in (TURN_TIME, perf.WALL_TIME):
+        found += [(None, table) for table in rival_tables(
+            results, event, by_event.get(event))]
+    found += [(None, table) for table in scale_tables(results, by_event)]
     if results["memory"]:
+        if results.get("memory_runs", 1) > 1:
+            found.append((None, peak_table(results)))
         found.append((None, memory_table(results)))
     return found
 
@@ -196,33 +323,43 @@ def _uncounted(results):
     return [event for event in perf.EVENTS if event not in counted]
 
 
+def configuration_note(c):
+    """A line that says what a configuration is."""
+    switch = "not set" if c["switch"] is None else c["switch"]
+    pool = ("empty" if c["pool_pages"] == 0 else "not found out"
+            if c["pool_pages"] is None else f"{c['pool_pages']} huge pages")
+    if c["pool"] == "auto" and c["pool_pages"]:
+        pool += " for the largest workload"
+    built = c["configure_args"] or "without arguments"
+    variables = "".join(f"; {name}={value}"
+                        for name, value in c.get("variables", ()))
+    return (f"{c['label']}: Python {c['version'].split()[0]}, configure "
+            f"{built}; switch {switch}; pool {pool}{variables}")
+
+
 def notes(results):
     """Lines that say what was measured, on what, and how."""
     lines = [f"{results['date']}, seed {results['seed']}"]
     lines += machine.as_lines(results["machine"])
-    for c in results["configurations"]:
-        switch = "not set" if c["switch"] is None else c["switch"]
-        pool = ("empty" if c["pool_pages"] == 0 else "not found out"
-                if c["pool_pages"] is None
-                else f"{c['pool_pages']} huge pages")
-        built = c["configure_args"] or "without arguments"
-        variables = "".join(f"; {name}={value}"
-                            for name, value in c.get("variables", ()))
-        lines.append(f"{c['label']}: Python {c['version'].split()[0]}, "
-                     f"configure {built}; switch {switch}; pool {pool}"
-                     + variables)
+    lines += map(configuration_note, results["configurations"])
     lines.append(
         f"Median of {_run_counts(results)} runs (lower-upper quartile); runs "
         "interleaved in random order, "
         + (f"{results['warm_size'] / MIB:.0f} MiB touched and freed before "
            "each" if results["warm_size"] else "memory not warmed"))
+    if results["warm_size"] and bench_scale.memory_needed(
+            results["workloads"]) > results["warm_size"]:
+        lines.append("Before each run of a workload that needs more memory "
+                     "than that, as much as it needs was touched and freed")
     if results.get("loops", 1) > 1:
         lines.append(f"Each run takes {results['loops']} turns in one process; "
                      "the time of one turn is their median")
     if results["memory"]:
+        runs = results.get("memory_runs", 1)
         lines.append("Resident memory includes transparent huge pages, but "
-                     "not hugetlb pages; peaks are of a run that was not "
-                     "timed")
+                     "not hugetlb pages; peaks are "
+                     + ("of a run that was not timed" if runs == 1 else
+                        f"medians of {runs} runs that were not timed"))
     if _uncounted(results):
         lines.append("Not counted on this machine: "
                      + ", ".join(_uncounted(results)))
