@@ -9,6 +9,8 @@
 
        _testhugepages.c          this file: runs the tests
        _testhugepages_policy.c   arena.c over a fake OS layer
+       _testhugepages_retain.c   retain.c, likewise
+       _testhugepages_blocks.c   medium and large blocks, and the first arenas
        _testhugepages_linux.c    os_linux.c, with real and with faked calls
        _testhugepages_fork_policy.c  fork.c over a fake OS layer
        _testhugepages_fork.c     fork.c over os_linux_fork.c, with real forks
@@ -28,9 +30,11 @@
 #include <stdarg.h>               // va_list
 
 #ifdef _WIN32
+#  include <malloc.h>             // _aligned_malloc()
 #  include <windows.h>
 #else
 #  include <pthread.h>
+#  include <sys/mman.h>           // mmap()
 #endif
 #ifdef __linux__
 #  include "_testhugepages_system.h"
@@ -43,6 +47,7 @@
 static const testhugepages_test *const all_tests[] = {
     testhugepages_policy_tests,
     testhugepages_retain_tests,
+    testhugepages_blocks_tests,
     testhugepages_fork_policy_tests,
     testhugepages_other_tests,
 #if defined(_WIN32)
@@ -128,6 +133,60 @@ test_random(uint32_t *state)
     *state = number;
     return number;
 }
+
+static void
+out_of_memory(void)
+{
+    fprintf(stderr, "out of memory\n");
+    exit(1);
+}
+
+#ifdef _WIN32
+
+void *
+test_alloc_aligned(size_t size, size_t alignment)
+{
+    void *memory = _aligned_malloc(size, alignment);
+    if (memory == NULL) {
+        out_of_memory();
+    }
+    memset(memory, 0, size);
+    return memory;
+}
+
+void
+test_free_aligned(void *memory, size_t Py_UNUSED(size))
+{
+    _aligned_free(memory);
+}
+
+#else
+
+/* The C library would clear much that is never looked at, and not show that
+   what was freed is used. */
+void *
+test_alloc_aligned(size_t size, size_t alignment)
+{
+    char *memory = mmap(NULL, size + alignment, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        out_of_memory();
+    }
+    size_t head = (0 - (uintptr_t)memory) & (alignment - 1);
+    if (head > 0) {
+        (void)munmap(memory, head);
+    }
+    (void)munmap(memory + head + size, alignment - head);
+    return memory + head;
+}
+
+void
+test_free_aligned(void *memory, size_t size)
+{
+    (void)munmap(memory, size);
+}
+
+#endif
 
 void
 test_use_memory(void *address, size_t size, size_t alignment)

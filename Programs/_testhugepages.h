@@ -50,6 +50,7 @@ typedef struct {
 /* The tests of one source file; a NULL name ends each list. */
 extern const testhugepages_test testhugepages_policy_tests[];
 extern const testhugepages_test testhugepages_retain_tests[];
+extern const testhugepages_test testhugepages_blocks_tests[];
 extern const testhugepages_test testhugepages_fork_policy_tests[];
 extern const testhugepages_test testhugepages_other_tests[];
 #if defined(_WIN32)
@@ -133,6 +134,10 @@ extern void test_run_threads(int count, void (*function)(int argument));
 /* One lock for whoever needs it. */
 extern void test_lock(void);
 extern void test_unlock(void);
+
+/* Return memory that is zeroed, and aligned to a power of two. */
+extern void *test_alloc_aligned(size_t size, size_t alignment);
+extern void test_free_aligned(void *memory, size_t size);
 
 /* Check that memory is aligned, zeroed and writable throughout. */
 extern void test_use_memory(void *address, size_t size, size_t alignment);

@@ -21,6 +21,7 @@
 #include <sched.h>                // sched_yield()
 #include <setjmp.h>               // sigsetjmp()
 #include <signal.h>               // sigaction()
+#include <stdarg.h>               // va_list
 #include <sys/mman.h>             // mmap()
 #include <sys/prctl.h>            // prctl()
 #include <sys/resource.h>         // setrlimit()
@@ -159,8 +160,15 @@ fake_munmap(void *address, size_t size)
 }
 
 static void *
-fake_mremap(void *from, size_t old_size, size_t new_size, int flags, void *to)
+fake_mremap(void *from, size_t old_size, size_t new_size, int flags, ...)
 {
+    void *to = NULL;
+    if (flags & MREMAP_FIXED) {
+        va_list arguments;
+        va_start(arguments, flags);
+        to = va_arg(arguments, void *);
+        va_end(arguments);
+    }
     return is_failing(CALL_MREMAP) ? MAP_FAILED
            : mremap(from, old_size, new_size, flags, to);
 }
@@ -240,10 +248,7 @@ fake_poll(struct pollfd *line, nfds_t count, int milliseconds)
 #define _PyMem_GetHugePagesStats fork_get_stats
 #define _PyMem_ReleaseHugePages fork_release
 #define _PyMem_HugePagesCollected fork_collected
-#include "../Include/internal/pycore_hugepages.h"
-#include "../Objects/hugepages/stats.c"
-#include "../Objects/hugepages/retain.c"
-#include "../Objects/hugepages/arena.c"
+#include "_testhugepages_room.h"
 #include "../Objects/hugepages/fork.c"
 #include "../Objects/hugepages/os_linux.c"
 #include "../Objects/hugepages/os_linux_fork.c"
@@ -366,6 +371,7 @@ begin_test(int count, int pages_left)
     fake.meeting = (meeting *)shared;
     disarm();
     memset(&hugepages_state, 0, sizeof(hugepages_state));
+    skip_first_arenas();
     arena_count = 0;
     if (need_pool(count + pages_left) < 0) {
         return -1;

@@ -17,10 +17,7 @@
 #define _PyMem_GetHugePagesStats limits_get_stats
 #define _PyMem_ReleaseHugePages limits_release
 #define _PyMem_HugePagesCollected limits_collected
-#include "../Include/internal/pycore_hugepages.h"
-#include "../Objects/hugepages/stats.c"
-#include "../Objects/hugepages/retain.c"
-#include "../Objects/hugepages/arena.c"
+#include "_testhugepages_room.h"
 #include "../Objects/hugepages/fork.c"
 #include "../Objects/hugepages/os_linux.c"
 #include "../Objects/hugepages/os_linux_fork.c"
@@ -79,6 +76,14 @@ check_arena(int index, int writer)
             return;
         }
     }
+}
+
+/* What each child begins with. */
+static void
+begin_arenas(void)
+{
+    skip_first_arenas();
+    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
 }
 
 /* Allocate so many arenas more, or as many as there are, and write to each.
@@ -165,7 +170,7 @@ static void
 check_mix(int count, int explicit_count)
 {
     const long available = pool_available();
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     for (int round = 0; round < 2; round++) {
         CHECK_EQUAL(add_arenas(count), count);
         CHECK_EQUAL(count_explicit(), explicit_count);
@@ -273,7 +278,7 @@ set_policy(int mode, unsigned long nodes)
 static void
 use_arenas_under_policy(void)
 {
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     REQUIRE(set_policy(MPOL_BIND, 1UL << 0) == 0);
     CHECK_EQUAL(add_arenas(4), 4);
     CHECK_EQUAL(count_explicit(), 0);
@@ -298,7 +303,7 @@ test_memory_policy(void)
 static void
 use_arenas_under_cpuset(void)
 {
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     CHECK_EQUAL(add_arenas(2), 2);
     CHECK_EQUAL(count_explicit(), 2);
     /* The kernel tries to move what is on node 1. */
@@ -383,7 +388,7 @@ static void
 check_size_limit(resource_number resource, const char *size)
 {
     enum { COUNT = 10, POOL_PAGES = 3 };
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     rlim_t used = (rlim_t)read_status(size) << 10;
     REQUIRE(set_limit(resource, used + COUNT * ARENA_SIZE + SMALL_CHANGE)
             == 0);
@@ -433,7 +438,7 @@ limit_locked_memory(void)
     /* Less than the hard limit of most systems, 8 MiB. */
     enum { COUNT = 3, POOL_PAGES = 2 };
     const uid_t nobody = 65534;
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     CHECK_EQUAL(add_arenas(2), 2);
     REQUIRE(lock_memory(MCL_CURRENT | MCL_FUTURE) == 0);
     CHECK_EQUAL(add_arenas(2), 2);
@@ -472,7 +477,7 @@ limit_mappings(void)
     void *held[2 * COUNT];
     int held_count = 0;
     size_t filler_size;
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     address_space before = read_address_space();
     CHECK_EQUAL(add_arenas(COUNT), COUNT);
     CHECK_EQUAL(count_explicit(), POOL_PAGES);
@@ -526,7 +531,7 @@ limit_commitment(void)
 {
     enum { POOL_PAGES = 3 };
     char text[8192];
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     /* First no limit: the kernel counts well only in this mode. */
     REQUIRE(write_number("/proc/sys/vm/overcommit_kbytes", LONG_MAX / 4096)
             == 0);
@@ -649,7 +654,7 @@ use_drained_pool(void)
     if (start_other(&other, drain_pool) < 0) {
         return;
     }
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     CHECK_EQUAL(add_arenas(2), 2);
     CHECK_EQUAL(count_explicit(), 2);
     tell_other(&other);
@@ -694,7 +699,7 @@ use_contended_pool(void)
     if (start_other(&other, compete_for_pool) < 0) {
         return;
     }
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     tell_other(&other);
     for (int i = 0; i < 20; i++) {
         CHECK_EQUAL(add_arenas(6), 6);
@@ -719,7 +724,7 @@ use_shrunk_pool(void)
 {
     enum { POOL_PAGES = 4 };
     const long rest = read_number(POOL "nr_hugepages") - POOL_PAGES;
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     CHECK_EQUAL(add_arenas(POOL_PAGES), POOL_PAGES);
     CHECK_EQUAL(count_explicit(), POOL_PAGES);
     CHECK_EQUAL(write_number(POOL "nr_hugepages", rest), 0);
@@ -793,7 +798,7 @@ static void
 use_arenas_without_call(void)
 {
     REQUIRE(forbid(current_case) == 0);
-    limits_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    begin_arenas();
     CHECK_EQUAL(add_arenas(4), 4);
     CHECK_EQUAL(count_explicit(), current_case->explicit_count);
     for (int i = current_case->explicit_count; i < arena_count; i++) {

@@ -42,6 +42,10 @@ test_other_refusals(void)
     CHECK_EQUAL(hugepages_os_map_thp(ARENA_SIZE, &address, &os_error),
                 HUGEPAGES_NEVER);
     CHECK_EQUAL(os_error, ENOSYS);
+    os_error = 0;
+    CHECK_EQUAL(hugepages_os_map_aligned(2 * ARENA_SIZE, ARENA_SIZE, &address,
+                                         &os_error), HUGEPAGES_NEVER);
+    CHECK_EQUAL(os_error, ENOSYS);
     CHECK(address == NULL);
     CHECK(strcmp(hugepages_os_error_name(ENOSYS), "ENOSYS") == 0);
     CHECK(strcmp(hugepages_os_error_name(ENOMEM), "ENOMEM") == 0);
@@ -63,6 +67,34 @@ test_other_plain(void)
         CHECK_EQUAL(hugepages_os_unmap(address, sizes[i], &os_error),
                     HUGEPAGES_OK);
     }
+}
+
+/* What may be called with memory all the same does not touch it. */
+static void
+test_other_memory_is_left_alone(void)
+{
+    hugepages_system system;
+    void *address = NULL, *moved = NULL;
+    size_t resident = 4711;
+    int os_error = 0;
+    hugepages_os_scan(&system);
+    REQUIRE(hugepages_os_map_plain(ARENA_SIZE, &address, &os_error)
+            == HUGEPAGES_OK);
+    CHECK_EQUAL(hugepages_os_advise(address, ARENA_SIZE, &os_error),
+                HUGEPAGES_NEVER);
+    CHECK_EQUAL(os_error, ENOSYS);
+    hugepages_os_fill(address, ARENA_SIZE);
+    CHECK_EQUAL(hugepages_os_resident(address, ARENA_SIZE, &resident),
+                HUGEPAGES_NEVER);
+    CHECK_EQUAL(resident, 4711);
+    os_error = 0;
+    CHECK_EQUAL(hugepages_os_resize(address, ARENA_SIZE, 2 * ARENA_SIZE,
+                                    ARENA_SIZE, &moved, &os_error),
+                HUGEPAGES_BUSY);
+    CHECK_EQUAL(os_error, ENOSYS);
+    test_use_memory(address, ARENA_SIZE, system.base_page_size);
+    CHECK_EQUAL(hugepages_os_unmap(address, ARENA_SIZE, &os_error),
+                HUGEPAGES_OK);
 }
 
 /* More than any address space holds. */
@@ -154,6 +186,7 @@ const testhugepages_test testhugepages_other_tests[] = {
     {"other_scan", test_other_scan},
     {"other_lock", test_other_lock},
     {"other_refusals", test_other_refusals},
+    {"other_memory_is_left_alone", test_other_memory_is_left_alone},
     {"other_plain", test_other_plain},
     {"other_plain_too_large", test_other_plain_too_large},
     {NULL, NULL}

@@ -11,12 +11,10 @@
 #define _PyMem_GetHugePagesStats policy_get_stats
 #define _PyMem_ReleaseHugePages policy_release
 #define _PyMem_HugePagesCollected policy_collected
-#include "../Include/internal/pycore_hugepages.h"
 /* Few, so that tables grow often. */
 #define HUGEPAGES_FIRST_ENTRIES 4
-#include "../Objects/hugepages/stats.c"
-#include "../Objects/hugepages/retain.c"
-#include "../Objects/hugepages/arena.c"
+#define TEST_LATER_ARENAS
+#include "_testhugepages_room.h"
 
 // --- the fake OS layer -----------------------------------------------------
 
@@ -314,6 +312,7 @@ static void
 begin_test(void)
 {
     memset(&hugepages_state, 0, sizeof(hugepages_state));
+    skip_first_arenas();
     memset(&hugepages_stats, 0, sizeof(hugepages_stats));
     memset(&model, 0, sizeof(model));
     memset(&fake, 0, sizeof(fake));

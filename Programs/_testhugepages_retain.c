@@ -16,10 +16,7 @@
 #define _PyMem_GetHugePagesStats retain_get_stats
 #define _PyMem_ReleaseHugePages retain_release
 #define _PyMem_HugePagesCollected retain_collected
-#include "../Include/internal/pycore_hugepages.h"
-#include "../Objects/hugepages/stats.c"
-#include "../Objects/hugepages/retain.c"
-#include "../Objects/hugepages/arena.c"
+#include "_testhugepages_room.h"
 
 // --- the fake OS layer -----------------------------------------------------
 
@@ -29,6 +26,7 @@ typedef struct {
     unsigned char *address;
     size_t size;
     hugepages_kind kind;
+    int is_aligned;
 } mapping;
 
 /* All of it but the clock is guarded by the lock of the layer. */
@@ -88,7 +86,8 @@ hugepages_os_enable_explicit(int *Py_UNUSED(os_error))
 }
 
 static hugepages_result
-fake_map(hugepages_kind kind, size_t size, void **address, int *os_error)
+fake_map(hugepages_kind kind, size_t size, int is_aligned, void **address,
+         int *os_error)
 {
     /* A stand-in for the memory: nobody but the list of those kept, and that
        of the strays, writes into an arena here. */
@@ -102,7 +101,12 @@ fake_map(hugepages_kind kind, size_t size, void **address, int *os_error)
         return HUGEPAGES_BUSY;
     }
     mapping *added = &fake.mappings[fake.mapping_count++];
-    *added = (mapping){(unsigned char *)malloc(stand_in_size), size, kind};
+    *added = (mapping){NULL, size, kind, is_aligned};
+    /* What is not aligned must not seem to be: only aligned plain memory may
+       be kept. */
+    added->address = is_aligned
+                     ? (unsigned char *)test_alloc_aligned(size, ARENA_SIZE)
+                     : (unsigned char *)malloc(stand_in_size);
     if (added->address == NULL) {
         fprintf(stderr, "out of memory\n");
         exit(1);
@@ -115,19 +119,84 @@ fake_map(hugepages_kind kind, size_t size, void **address, int *os_error)
 static hugepages_result
 hugepages_os_map_explicit(size_t size, void **address, int *os_error)
 {
-    return fake_map(HUGEPAGES_EXPLICIT, size, address, os_error);
+    return fake_map(HUGEPAGES_EXPLICIT, size, 0, address, os_error);
 }
 
 static hugepages_result
 hugepages_os_map_thp(size_t size, void **address, int *os_error)
 {
-    return fake_map(HUGEPAGES_THP, size, address, os_error);
+    return fake_map(HUGEPAGES_THP, size, 0, address, os_error);
 }
 
 static hugepages_result
 hugepages_os_map_plain(size_t size, void **address, int *os_error)
 {
-    return fake_map(HUGEPAGES_PLAIN, size, address, os_error);
+    return fake_map(HUGEPAGES_PLAIN, size, 0, address, os_error);
+}
+
+static hugepages_result
+hugepages_os_map_aligned(size_t size, size_t alignment, void **address,
+                         int *os_error)
+{
+    CHECK_EQUAL(size, ARENA_SIZE);
+    CHECK_EQUAL(alignment, ARENA_SIZE);
+    return fake_map(HUGEPAGES_PLAIN, size, 1, address, os_error);
+}
+
+static hugepages_result
+hugepages_os_advise(void *address, size_t size, int *os_error)
+{
+    CHECK_EQUAL(size, ARENA_SIZE);
+    *os_error = 1;
+    for (int i = 0; i < fake.mapping_count; i++) {
+        if (fake.mappings[i].address == address) {
+            CHECK(fake.mappings[i].is_aligned);
+            if (!fake.has[HUGEPAGES_THP]) {
+                return HUGEPAGES_BUSY;
+            }
+            fake.mappings[i].kind = HUGEPAGES_THP;
+            return HUGEPAGES_OK;
+        }
+    }
+    FAIL("advice for %p, which is not mapped", address);
+    return HUGEPAGES_BUSY;
+}
+
+/* For the first arenas, medium and large blocks, which have their tests in
+   _testhugepages_blocks.c: none of these is called. */
+static void
+hugepages_os_fill(void *Py_UNUSED(address), size_t Py_UNUSED(size))
+{
+    FAIL("fill called");
+}
+
+static hugepages_result
+hugepages_os_resident(const void *Py_UNUSED(address), size_t Py_UNUSED(size),
+                      size_t *Py_UNUSED(resident))
+{
+    FAIL("resident called");
+    return HUGEPAGES_NEVER;
+}
+
+static hugepages_result
+hugepages_os_resize(void *Py_UNUSED(address), size_t Py_UNUSED(old_size),
+                    size_t Py_UNUSED(new_size), size_t Py_UNUSED(alignment),
+                    void **Py_UNUSED(new_address), int *os_error)
+{
+    FAIL("resize called");
+    *os_error = 1;
+    return HUGEPAGES_BUSY;
+}
+
+static void
+free_memory(const mapping *freed)
+{
+    if (freed->is_aligned) {
+        test_free_aligned(freed->address, freed->size);
+    }
+    else {
+        free(freed->address);
+    }
 }
 
 static hugepages_result
@@ -142,7 +211,7 @@ hugepages_os_unmap(void *address, size_t size, int *os_error)
                 fake.refused_unmaps--;
                 return HUGEPAGES_BUSY;
             }
-            free(address);
+            free_memory(&fake.mappings[i]);
             fake.mappings[i] = fake.mappings[--fake.mapping_count];
             return HUGEPAGES_OK;
         }
@@ -195,7 +264,7 @@ static void
 check_all(void)
 {
     int in_lists = 0;
-    for (hugepages_kind kind = 0; kind < HUGEPAGES_PLAIN; kind++) {
+    for (hugepages_kind kind = 0; kind < HUGEPAGES_KEPT_KINDS; kind++) {
         int in_list = 0;
         for (const hugepages_kept *arena = hugepages_retained.arenas[kind];
              arena != NULL; arena = arena->next)
@@ -232,6 +301,7 @@ static void
 begin_test(int tiers)
 {
     memset(&hugepages_state, 0, sizeof(hugepages_state));
+    skip_first_arenas();
     memset(&hugepages_stats, 0, sizeof(hugepages_stats));
     memset(&hugepages_retained, 0, sizeof(hugepages_retained));
     hugepages_retained_count = 0;
@@ -243,6 +313,16 @@ begin_test(int tiers)
     held_count = 0;
     retain_set_huge_pages(tiers);
 }
+
+/* The same, with no arena before. */
+static void
+begin_first_test(int tiers)
+{
+    begin_test(tiers);
+    memset(&hugepages_state.used, 0, sizeof(hugepages_state.used));
+}
+
+#define FIRST ((int)hugepages_first_count[HUGEPAGES_FOR_POOLS])
 
 /* Take so many arenas.  Return how many of them had to be mapped. */
 static int
@@ -305,7 +385,7 @@ end_test(void)
     for (int i = 0; i < fake.mapping_count; i++) {
         /* The tables are never unmapped. */
         CHECK(fake.mappings[i].size < ARENA_SIZE);
-        free(fake.mappings[i].address);
+        free_memory(&fake.mappings[i]);
     }
 }
 
@@ -465,6 +545,95 @@ test_plain_is_not_kept(void)
         }
         end_test();
     }
+}
+
+/* Nor is plain memory that is no more than that. */
+static void
+test_unaligned_is_not_kept(void)
+{
+    void *arena;
+    begin_test(PYMALLOC_HUGEPAGES_THP);
+    fake.has[HUGEPAGES_THP] = 0;
+    CHECK_EQUAL(build(3), 3);
+    drop(3);
+    CHECK_EQUAL(kept(), 0);
+    fake.has[HUGEPAGES_THP] = 1;
+    CHECK_EQUAL(build(1), 1);
+    arena = held[0];
+    drop(1);
+    CHECK_EQUAL(kept(), 1);
+    CHECK_EQUAL(build(1), 0);
+    CHECK(held[0] == arena);
+    end_test();
+}
+
+/* The first arenas are plain memory, but on its way to huge pages. */
+static void
+test_first_are_kept(void)
+{
+    begin_first_test(PYMALLOC_HUGEPAGES_THP);
+    CHECK_EQUAL(build(2), 2);
+    CHECK_EQUAL(count_mapped(HUGEPAGES_PLAIN), 2);
+    drop(2);
+    CHECK_EQUAL(kept(), 2);
+    CHECK_EQUAL(hugepages_retained.count[HUGEPAGES_PLAIN], 2);
+    CHECK_EQUAL(build(2), 0);
+    CHECK_EQUAL(kept(), 0);
+    /* They are first arenas as before. */
+    CHECK_EQUAL(build(FIRST - 1), FIRST - 1);
+    CHECK_EQUAL(count_mapped(HUGEPAGES_PLAIN), 0);
+    CHECK_EQUAL(count_mapped(HUGEPAGES_THP), FIRST + 1);
+    end_test();
+}
+
+/* A later arena does not take what is plain memory. */
+static void
+test_later_take_no_plain(void)
+{
+    begin_first_test(PYMALLOC_HUGEPAGES_THP);
+    CHECK_EQUAL(build(1), 1);
+    drop(1);
+    CHECK_EQUAL(hugepages_retained.count[HUGEPAGES_PLAIN], 1);
+    skip_first_arenas();
+    CHECK_EQUAL(build(1), 1);
+    CHECK_EQUAL(hugepages_retained.count[HUGEPAGES_PLAIN], 1);
+    CHECK_EQUAL(count_mapped(HUGEPAGES_THP), 1);
+    /* A first one takes what there is. */
+    drop(1);
+    hugepages_state.used[HUGEPAGES_FOR_POOLS] = 0;
+    CHECK_EQUAL(build(2), 0);
+    CHECK_EQUAL(kept(), 0);
+    end_test();
+}
+
+static void
+test_most_plain(void)
+{
+    begin_first_test(PYMALLOC_HUGEPAGES_THP);
+    hugepages_retained.bound = 100;
+    for (int i = 0; i < HUGEPAGES_KEEP_MOST_THP + 5; i++) {
+        hugepages_state.used[HUGEPAGES_FOR_POOLS] = 0;
+        (void)build(1);
+    }
+    CHECK_EQUAL(count_mapped(HUGEPAGES_PLAIN), held_count);
+    hugepages_state.used[HUGEPAGES_FOR_POOLS] = (size_t)held_count;
+    drop(held_count);
+    CHECK_EQUAL(kept(), HUGEPAGES_KEEP_MOST_THP);
+    work(2);
+    CHECK_EQUAL(kept(), 0);
+    end_test();
+}
+
+/* With the switch off nothing is kept, what it was before notwithstanding. */
+static void
+test_first_after_switch(void)
+{
+    begin_first_test(PYMALLOC_HUGEPAGES_THP);
+    (void)build(2);
+    retain_set_huge_pages(PYMALLOC_HUGEPAGES_OFF);
+    drop(2);
+    CHECK_EQUAL(kept(), 0);
+    end_test();
 }
 
 // --- tests: how long -------------------------------------------------------
@@ -639,7 +808,12 @@ test_random_sequences(void)
             PYMALLOC_HUGEPAGES_THP, PYMALLOC_HUGEPAGES_HUGETLB,
             PYMALLOC_HUGEPAGES_ON
         };
-        begin_test(switches[round % 3]);
+        if (round % 2 == 0) {
+            begin_test(switches[round % 3]);
+        }
+        else {
+            begin_first_test(switches[round % 3]);
+        }
         fake.random_state = test_seed + (uint32_t)round;
         uint32_t state = ~fake.random_state;
         for (int i = 0; i < 200 && !test_failed(); i++) {
@@ -713,6 +887,11 @@ const testhugepages_test testhugepages_retain_tests[] = {
     {"retain_most_explicit", test_most_explicit},
     {"retain_kinds", test_kinds},
     {"retain_plain_is_not_kept", test_plain_is_not_kept},
+    {"retain_unaligned_is_not_kept", test_unaligned_is_not_kept},
+    {"retain_first_are_kept", test_first_are_kept},
+    {"retain_later_take_no_plain", test_later_take_no_plain},
+    {"retain_most_plain", test_most_plain},
+    {"retain_first_after_switch", test_first_after_switch},
     {"retain_unwanted", test_unwanted},
     {"retain_partly_wanted", test_partly_wanted},
     {"retain_rest", test_rest},

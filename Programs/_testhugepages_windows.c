@@ -135,10 +135,7 @@ fake_VirtualFree(LPVOID address, SIZE_T size, DWORD type)
 #define _PyMem_GetHugePagesStats windows_get_stats
 #define _PyMem_ReleaseHugePages windows_release
 #define _PyMem_HugePagesCollected windows_collected
-#include "../Include/internal/pycore_hugepages.h"
-#include "../Objects/hugepages/stats.c"
-#include "../Objects/hugepages/retain.c"
-#include "../Objects/hugepages/arena.c"
+#include "_testhugepages_room.h"
 #include "../Objects/hugepages/os_windows.c"
 #undef VirtualAlloc
 #undef VirtualFree
@@ -354,6 +351,42 @@ test_thp(void)
     CHECK(address == NULL);
 }
 
+/* Without THP nothing of it works; what may be called with memory all the same
+   does not touch it. */
+static void
+test_resizable(void)
+{
+    void *address = NULL, *moved = NULL;
+    size_t resident = 4711;
+    int os_error = 0;
+    begin_test();
+    CHECK_EQUAL(hugepages_os_map_aligned(2 * ARENA_SIZE, ARENA_SIZE, &address,
+                                         &os_error), HUGEPAGES_NEVER);
+    CHECK_EQUAL(os_error, ERROR_NOT_SUPPORTED);
+    CHECK(address == NULL);
+    REQUIRE(hugepages_os_map_plain(ARENA_SIZE, &address, &os_error)
+            == HUGEPAGES_OK);
+    SetLastError(UNTOUCHED);
+    os_error = 0;
+    CHECK_EQUAL(hugepages_os_advise(address, ARENA_SIZE, &os_error),
+                HUGEPAGES_NEVER);
+    CHECK_EQUAL(os_error, ERROR_NOT_SUPPORTED);
+    hugepages_os_fill(address, ARENA_SIZE);
+    CHECK_EQUAL(hugepages_os_resident(address, ARENA_SIZE, &resident),
+                HUGEPAGES_NEVER);
+    CHECK_EQUAL(resident, 4711);
+    os_error = 0;
+    CHECK_EQUAL(hugepages_os_resize(address, ARENA_SIZE, 2 * ARENA_SIZE,
+                                    ARENA_SIZE, &moved, &os_error),
+                HUGEPAGES_BUSY);
+    CHECK_EQUAL(os_error, ERROR_NOT_SUPPORTED);
+    CHECK_EQUAL(GetLastError(), UNTOUCHED);
+    test_use_memory(address, ARENA_SIZE, 4096);
+    CHECK_EQUAL(hugepages_os_unmap(address, ARENA_SIZE, &os_error),
+                HUGEPAGES_OK);
+    CHECK(is_unmapped(address));
+}
+
 static void
 test_plain(void)
 {
@@ -532,6 +565,7 @@ const testhugepages_test testhugepages_windows_tests[] = {
     {"windows_explicit_granted", test_explicit_granted},
     {"windows_explicit_refused", test_explicit_refused},
     {"windows_thp", test_thp},
+    {"windows_resizable", test_resizable},
     {"windows_plain", test_plain},
     {"windows_plain_fails", test_plain_fails},
     {"windows_unmap_refused", test_unmap_refused},

@@ -32,7 +32,7 @@ MODULES = """
 """.split()
 OWN_MODULES = [f"test.test_capi.test_pymalloc_hugepages{part}"
                for part in ("", "_fork", "_faults", "_limits",
-                            "_retention", "_stats")]
+                            "_retention", "_stats", "_blocks")]
 
 # Resources of the whole suite: all but what needs the Internet, a display or
 # a sound card, or gigabytes.

@@ -35,8 +35,8 @@ extern void _PyMem_SetHugePages(int tiers);
 extern void _PyMem_ReleaseHugePages(void);
 
 /* To be called at the end of each garbage collection: with release other than
-   0 after a full one that the program has asked for, which does the same; after
-   any other it gives back what was not wanted for some time. */
+   0 after a full one that the program has asked for, which does the same;
+   after any other it gives back what was not wanted for some time. */
 extern void _PyMem_HugePagesCollected(int release);
 
 /* Distinct errors that are counted for a kind of page.  There are not as many
@@ -64,7 +64,8 @@ typedef struct {
     const char *unusable;
 } _PyMem_HugePagesTier;
 
-/* What the arenas of this process sit on, those of all interpreters together.
+/* What the arenas and large blocks of this process sit on, those of all
+   interpreters together.
    A forked child goes on counting from what its parent had counted. */
 typedef struct {
     /* The value of the switch, by name. */
@@ -72,9 +73,13 @@ typedef struct {
     _PyMem_HugePagesTier hugetlb;
     _PyMem_HugePagesTier thp;
     _PyMem_HugePagesTier plain;
-    /* Arenas that nobody uses, kept for the next request, and how often one
-       was.  They are counted in one of the kinds above, too.  It has no
-       errors. */
+    /* What large blocks have, by the number of arenas that would fit their
+       mappings; advised to be THP but for ends that a block does not fill.  A
+       refused advice is counted with thp. */
+    _PyMem_HugePagesTier large;
+    /* Arenas and large blocks that nobody uses, kept for the next request, and
+       how often one was.  They are counted in one of the kinds above, too.  It
+       has no errors. */
     _PyMem_HugePagesTier retained;
 } _PyMem_HugePagesStats;
 

@@ -3,12 +3,22 @@
    A request goes down a list of tiers until one grants it:
 
        a retained arena       one that was given back a moment ago (retain.c)
+       the first arenas       plain memory for now, see below
        explicit huge pages    proved by the OS layer to be there, so that
                               neither a cgroup limit nor an empty pool can end
                               in SIGBUS later
        THP                    memory aligned to its size, so that the kernel
                               can use huge pages for all of it
        plain memory           what stock CPython asks for
+
+   The first arenas of pymalloc, and those of medium blocks (heap.c), are plain
+   memory whatever there is: most processes never need more, and do not fill
+   them, so huge pages would cost them memory and time for nothing.  When
+   another one is needed, the first ones are full, and the kernel is advised to
+   put them on transparent huge pages; it does so in the background
+   (khugepaged), which takes seconds, so serves those that run for long.  The
+   roomy heap, whose blocks a program may not fill, goes on with plain memory
+   as long as much of what it has was never touched.
 
    Only a request of exactly ARENA_SIZE goes through all of them.  Any other
    (each thread's 16 KiB data-stack chunks come through the same functions) is
@@ -40,9 +50,9 @@
 
 #include "hugepages.h"
 
-/* The arenas on one kind of page, in no order.  Most programs need no more than
-   the first entries; a larger table is plain memory of size bytes.  The C tests
-   have fewer. */
+/* The arenas on one kind of page, in no order.  Most programs need no more
+   than the first entries; a larger table is plain memory of size bytes.  The C
+   tests have fewer. */
 #ifndef HUGEPAGES_FIRST_ENTRIES
 #  define HUGEPAGES_FIRST_ENTRIES 64
 #endif
@@ -61,6 +71,32 @@ typedef struct hugepages_stray {
     size_t size;
 } hugepages_stray;
 
+/* Who asks for arenas: pymalloc; heap.c for its two heaps. */
+typedef enum {
+    HUGEPAGES_FOR_POOLS,
+    HUGEPAGES_FOR_DENSE,
+    HUGEPAGES_FOR_ROOMY,
+    HUGEPAGES_USES
+} hugepages_use;
+
+/* How many arenas of each use are plain memory at first.  An interpreter that
+   has imported a handful of modules has 2 to 4 MiB of small objects, and less
+   than 1 MiB of medium ones; a server with a thousand threads that each wait
+   with two buffers of 8 KiB has 8 MiB of small objects and 16 MiB of buffers.
+   */
+#define HUGEPAGES_MOST_FIRST 8
+static const size_t hugepages_first_count[HUGEPAGES_USES] = {
+    [HUGEPAGES_FOR_POOLS] = 4,
+    [HUGEPAGES_FOR_DENSE] = 1,
+    [HUGEPAGES_FOR_ROOMY] = HUGEPAGES_MOST_FIRST,
+};
+
+/* The plain memory of pymalloc from the third arena on (counted from 0) is
+   faulted in ahead, so many bytes at once: a program that has come so far soon
+   needs them, and a page that comes with others is cheaper. */
+#define HUGEPAGES_FILLED_FROM 2
+#define HUGEPAGES_FILLED_AT_ONCE ((size_t)128 * 1024)
+
 /* All of it is guarded by hugepages_os_lock(). */
 static struct {
     /* PyMalloc_HugePages bits: the tiers that the switch allows, and those
@@ -75,6 +111,10 @@ static struct {
     hugepages_stray *strays;
     /* Of the kinds before HUGEPAGES_PLAIN. */
     hugepages_table arenas[HUGEPAGES_PLAIN];
+    /* How many arenas each use has; those of them that are plain memory for
+       now, in no order, else NULL. */
+    size_t used[HUGEPAGES_USES];
+    void *first[HUGEPAGES_USES][HUGEPAGES_MOST_FIRST];
 } hugepages_state;
 
 static hugepages_table *const hugepages_explicit =
@@ -228,6 +268,7 @@ _PyMem_GetHugePagesStats(_PyMem_HugePagesStats *stats)
                                hugepages_no_thp(system)),
         &stats->thp);
     hugepages_copy_stats(HUGEPAGES_PLAIN, NULL, &stats->plain);
+    hugepages_copy_stats(HUGEPAGES_LARGE, NULL, &stats->large);
     hugepages_copy_stats(HUGEPAGES_RETAINED, NULL, &stats->retained);
     hugepages_os_unlock();
 }
@@ -240,7 +281,7 @@ hugepages_push_stray(void *address, size_t size)
     stray->next = hugepages_state.strays;
     hugepages_state.strays = stray;
     if (size == ARENA_SIZE) {
-        hugepages_count_mapped(HUGEPAGES_RETAINED);
+        hugepages_count_mapped(HUGEPAGES_RETAINED, 1);
     }
 }
 
@@ -256,7 +297,7 @@ hugepages_pop_stray(size_t size)
     if (found != NULL) {
         *link = found->next;
         if (size == ARENA_SIZE) {
-            hugepages_count_unmapped(HUGEPAGES_RETAINED);
+            hugepages_count_unmapped(HUGEPAGES_RETAINED, 1);
         }
     }
     return found;
@@ -297,7 +338,7 @@ hugepages_grow_table(hugepages_table *table)
         hugepages_push_stray(table->addresses, old_size);
         if (old_size == ARENA_SIZE) {
             /* From now on it serves as one. */
-            hugepages_count_mapped(HUGEPAGES_PLAIN);
+            hugepages_count_mapped(HUGEPAGES_PLAIN, 1);
         }
     }
     table->addresses = (void **)addresses;
@@ -305,10 +346,11 @@ hugepages_grow_table(hugepages_table *table)
     return 0;
 }
 
-/* Return what an arena sits on, and set *index to its place in the table of its
-   kind, if that has one.  Among ten thousand arenas (20 GiB) the search takes
-   3 us at most, where mapping, clearing and unmapping an arena takes 190; and
-   what was mapped last, which is often unmapped first, is found first. */
+/* Return what an arena sits on, and set *index to its place in the table of
+   its kind, if that has one.  Among ten thousand arenas (20 GiB) the search
+   takes 3 us at most, where mapping, clearing and unmapping an arena takes
+   190; and what was mapped last, which is often unmapped first, is found
+   first. */
 static hugepages_kind
 hugepages_find(const void *address, size_t *index)
 {
@@ -334,7 +376,7 @@ hugepages_register(void *address, hugepages_kind kind)
         table->addresses[table->count] = address;
         table->count++;
     }
-    hugepages_count_mapped(kind);
+    hugepages_count_mapped(kind, 1);
 }
 
 /* The opposite, with what hugepages_find() has found.  The last entry of the
@@ -347,7 +389,7 @@ hugepages_unregister(hugepages_kind kind, size_t index)
         table->count--;
         table->addresses[index] = table->addresses[table->count];
     }
-    hugepages_count_unmapped(kind);
+    hugepages_count_unmapped(kind, 1);
 }
 
 /* Ask for an arena on one kind of huge pages, with room for it in their table.
@@ -404,24 +446,179 @@ hugepages_map_arena(uint32_t tiers, hugepages_kind *kind)
     return address;
 }
 
-/* Return an arena: one that was kept, or a new one; NULL if there is none. */
+/* Replace an address among the first arenas of a use: NULL by one that is
+   plain memory, or such a one by NULL. */
+static void
+hugepages_replace_first(hugepages_use use, const void *old, void *new)
+{
+    for (size_t i = 0; i < hugepages_first_count[use]; i++) {
+        if (hugepages_state.first[use][i] == old) {
+            hugepages_state.first[use][i] = new;
+            return;
+        }
+    }
+}
+
+/* Map an arena of plain memory that may be promoted later; NULL if there is
+   none to be had. */
 static void *
-hugepages_alloc_arena(void)
+hugepages_map_promotable(void)
+{
+    void *address = NULL;
+    int os_error;
+    if (hugepages_os_map_aligned(ARENA_SIZE, ARENA_SIZE, &address, &os_error)
+        != HUGEPAGES_OK)
+    {
+        return NULL;
+    }
+    hugepages_register(address, HUGEPAGES_PLAIN);
+    return address;
+}
+
+/* Let an arena that is plain memory have a huge page when it can. */
+static void
+hugepages_promote(void *address)
+{
+    int os_error;
+    if (!(hugepages_tiers() & PYMALLOC_HUGEPAGES_THP)
+        || hugepages_grow_table(&hugepages_state.arenas[HUGEPAGES_THP]) < 0)
+    {
+        return;
+    }
+    hugepages_result result = hugepages_os_advise(address, ARENA_SIZE,
+                                                  &os_error);
+    if (result == HUGEPAGES_OK) {
+        hugepages_count_unmapped(HUGEPAGES_PLAIN, 1);
+        hugepages_register(address, HUGEPAGES_THP);
+    }
+    else {
+        hugepages_note_refused(PYMALLOC_HUGEPAGES_THP, result, os_error);
+    }
+}
+
+/* Whether the program fills the blocks of the roomy heap: whether three
+   quarters of its first arenas are in memory.  A system that does not tell is
+   taken to say yes. */
+static int
+hugepages_is_roomy_filled(void)
+{
+    size_t resident = 0;
+    size_t total = 0;
+    for (size_t i = 0; i < HUGEPAGES_MOST_FIRST; i++) {
+        const void *address = hugepages_state.first[HUGEPAGES_FOR_ROOMY][i];
+        if (address != NULL) {
+            size_t size = ARENA_SIZE;
+            (void)hugepages_os_resident(address, ARENA_SIZE, &size);
+            resident += size;
+            total += ARENA_SIZE;
+        }
+    }
+    return resident >= total / 4 * 3;
+}
+
+/* Whether a further arena of a use is to be plain memory, as its first ones. */
+static int
+hugepages_wants_plain(hugepages_use use)
+{
+    if (hugepages_tiers() == PYMALLOC_HUGEPAGES_OFF) {
+        return 0;
+    }
+    if (hugepages_state.used[use] < hugepages_first_count[use]) {
+        return 1;
+    }
+    return use == HUGEPAGES_FOR_ROOMY && !hugepages_is_roomy_filled();
+}
+
+/* Promote the first arenas of a use. */
+static void
+hugepages_promote_first(hugepages_use use)
+{
+    for (size_t i = 0; i < hugepages_first_count[use]; i++) {
+        void *address = hugepages_state.first[use][i];
+        if (address != NULL) {
+            hugepages_state.first[use][i] = NULL;
+            hugepages_promote(address);
+        }
+    }
+}
+
+/* Map and register an arena, or return NULL if there is no memory. */
+static void *
+hugepages_new_arena(int is_plain)
 {
     hugepages_kind kind;
-    hugepages_look_at_clock();
-    void *address = hugepages_take_retained();
+    void *address = is_plain ? hugepages_map_promotable() : NULL;
     if (address == NULL) {
-        address = hugepages_pop_stray(ARENA_SIZE);
-    }
-    if (address == NULL) {
-        hugepages_note_missed();
         address = hugepages_map_arena(PYMALLOC_HUGEPAGES_ON, &kind);
         if (address != NULL) {
             hugepages_register(address, kind);
         }
     }
     return address;
+}
+
+/* Whether plain memory may be promoted: where no aligned memory was to be had,
+   an arena has what stock CPython asks for. */
+static int
+hugepages_is_aligned(const void *address)
+{
+    return ((uintptr_t)address & (ARENA_SIZE - 1)) == 0;
+}
+
+/* Return an arena: one that was kept, or a new one; NULL if there is none. */
+static void *
+hugepages_alloc_arena(hugepages_use use)
+{
+    size_t index;
+    int is_plain = hugepages_wants_plain(use);
+    hugepages_look_at_clock();
+    void *address = hugepages_take_retained(is_plain ? HUGEPAGES_PLAIN
+                                                     : HUGEPAGES_THP);
+    if (address == NULL) {
+        address = hugepages_pop_stray(ARENA_SIZE);
+    }
+    if (address == NULL) {
+        hugepages_note_missed(1);
+        address = hugepages_new_arena(is_plain);
+        /* What is kept may be large blocks, or plain memory. */
+        if (address == NULL && hugepages_release_all() > 0) {
+            address = hugepages_new_arena(is_plain);
+        }
+    }
+    if (address == NULL) {
+        return NULL;
+    }
+    if (!is_plain) {
+        hugepages_promote_first(use);
+    }
+    else if (hugepages_find(address, &index) == HUGEPAGES_PLAIN
+             && hugepages_is_aligned(address)
+             && hugepages_state.used[use] < hugepages_first_count[use])
+    {
+        hugepages_replace_first(use, NULL, address);
+    }
+    hugepages_state.used[use]++;
+    return address;
+}
+
+/* Called with each pool that pymalloc is about to use for the first time. */
+static void
+hugepages_fill_ahead(void *pool)
+{
+    if (((uintptr_t)pool & (HUGEPAGES_FILLED_AT_ONCE - 1)) != 0) {
+        return;
+    }
+    void *arena = (void *)((uintptr_t)pool & ~(uintptr_t)(ARENA_SIZE - 1));
+    void **first = hugepages_state.first[HUGEPAGES_FOR_POOLS];
+    hugepages_os_lock();
+    for (size_t i = HUGEPAGES_FILLED_FROM;
+         i < hugepages_first_count[HUGEPAGES_FOR_POOLS]; i++)
+    {
+        if (first[i] == arena) {
+            hugepages_os_fill(pool, HUGEPAGES_FILLED_AT_ONCE);
+        }
+    }
+    hugepages_os_unlock();
 }
 
 /* Return plain memory of any other size, or NULL.  Where it is refused, arenas
@@ -450,8 +647,9 @@ static void *
 hugepages_alloc(size_t size)
 {
     hugepages_os_lock();
-    void *address = size == ARENA_SIZE ? hugepages_alloc_arena()
-                                       : hugepages_alloc_plain(size);
+    void *address = size == ARENA_SIZE
+                    ? hugepages_alloc_arena(HUGEPAGES_FOR_POOLS)
+                    : hugepages_alloc_plain(size);
     hugepages_os_unlock();
     return address;
 }
@@ -485,14 +683,37 @@ hugepages_unmap_arena(void *address)
     hugepages_unmap_found(address, kind, index);
 }
 
-/* Whether the switch allows a kind of huge pages: it may have changed since the
-   arena was mapped. */
+/* Whether an arena may be kept, and be used for anything later: the switch may
+   have changed since it was mapped.  Plain memory may if it is aligned, as
+   that which hugepages_map_promotable() maps is. */
 static int
-hugepages_is_allowed(hugepages_kind kind)
+hugepages_is_keepable(const void *address, hugepages_kind kind)
 {
-    uint32_t tier = kind == HUGEPAGES_EXPLICIT ? PYMALLOC_HUGEPAGES_HUGETLB
-                                               : PYMALLOC_HUGEPAGES_THP;
-    return (hugepages_state.allowed & tier) != 0;
+    switch (kind) {
+    case HUGEPAGES_EXPLICIT:
+        return (hugepages_state.allowed & PYMALLOC_HUGEPAGES_HUGETLB) != 0;
+    case HUGEPAGES_THP:
+        return (hugepages_state.allowed & PYMALLOC_HUGEPAGES_THP) != 0;
+    default:
+        return hugepages_tiers() != PYMALLOC_HUGEPAGES_OFF
+               && hugepages_is_aligned(address);
+    }
+}
+
+/* Give back what hugepages_alloc_arena(use) returned. */
+static void
+hugepages_free_arena(void *address, hugepages_use use)
+{
+    size_t index;
+    hugepages_look_at_clock();
+    hugepages_state.used[use]--;
+    hugepages_replace_first(use, address, NULL);
+    hugepages_kind kind = hugepages_find(address, &index);
+    if (!hugepages_is_keepable(address, kind)
+        || !hugepages_retain(address, kind))
+    {
+        hugepages_unmap_found(address, kind, index);
+    }
 }
 
 /* Give back what hugepages_alloc(size) returned.  NULL is accepted. */
@@ -507,12 +728,7 @@ hugepages_free(void *address, size_t size)
         (void)hugepages_unmap_or_stray(address, size);
     }
     else {
-        size_t index;
-        hugepages_look_at_clock();
-        hugepages_kind kind = hugepages_find(address, &index);
-        if (!hugepages_is_allowed(kind) || !hugepages_retain(address, kind)) {
-            hugepages_unmap_found(address, kind, index);
-        }
+        hugepages_free_arena(address, HUGEPAGES_FOR_POOLS);
     }
     hugepages_os_unlock();
 }

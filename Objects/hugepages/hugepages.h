@@ -2,11 +2,16 @@
 
    Layers, from the top:
 
-       obmalloc.c         knows arenas; asks _PyMem_ArenaAlloc/_PyMem_ArenaFree
+       obmalloc.c         knows arenas; asks _PyMem_ArenaAlloc/_PyMem_ArenaFree;
+                          sends what is too large for it to blocks.c
        report.c           tells what stats.c has counted
        arena.c            policy: which pages a request gets; no system call
-       retain.c           policy: which arenas are kept when they are freed
-       stats.c            counts arenas and refusals
+       heap.c             medium blocks, above pymalloc's limit, in arenas
+       large.c            larger blocks, each in a mapping of its own
+       units.c            which of both an address belongs to
+       blocks.c           malloc() and the like for obmalloc.c, over the three
+       retain.c           policy: which memory is kept when it is freed
+       stats.c            counts arenas, large blocks and refusals
        fork.c             policy: what a forked process does with its arenas
        os_linux.c         mechanism, one file per system: the system calls;
        os_windows.c       no decision
@@ -90,9 +95,10 @@ static void hugepages_os_unlock(void);
    lock. */
 static uint64_t hugepages_os_now(void);
 
-/* See to it that a fork() waits for the lock, that the child finds it free, and
-   that explicit pages outlive the fork (see fork.h).  Called without the lock,
-   before anything is mapped on explicit pages; a second call does nothing.
+/* See to it that a fork() waits for the lock, that the child finds it free,
+   and that explicit pages outlive the fork (see fork.h).  Called without the
+   lock, before anything is mapped on explicit pages; a second call does
+   nothing.
 
    Return HUGEPAGES_OK, or HUGEPAGES_NEVER with *os_error set; then explicit
    pages must not be used. */
@@ -122,6 +128,44 @@ static hugepages_result hugepages_os_map_explicit(size_t size, void **address,
    memory is.  Result as for hugepages_os_map_explicit(). */
 static hugepages_result hugepages_os_map_thp(size_t size, void **address,
                                              int *os_error);
+
+/* Map size bytes of plain memory, aligned to alignment, so that it may be
+   advised later.  size is a multiple of a base page; alignment is a power of
+   two and a multiple of a base page.  Result as for
+   hugepages_os_map_explicit(); HUGEPAGES_NEVER where the system has no such
+   way, and then the next two functions do not work either. */
+static hugepages_result hugepages_os_map_aligned(size_t size,
+                                                 size_t alignment,
+                                                 void **address,
+                                                 int *os_error);
+
+/* Advise the kernel to put a part of such a mapping on transparent huge pages
+   from now on, whether it is in memory already or not.  address and size are
+   multiples of system->thp_size.  Result as for hugepages_os_map_explicit();
+   if it fails, the mapping is as usable as before. */
+static hugepages_result hugepages_os_advise(void *address, size_t size,
+                                            int *os_error);
+
+/* Fault in a part of a mapping, which need not be done: if the system cannot
+   do it at once, then the program does it page by page.  address and size are
+   multiples of a base page. */
+static void hugepages_os_fill(void *address, size_t size);
+
+/* Find out how much of a mapping is in memory, that is, was ever touched, and
+   set *resident, in bytes.  HUGEPAGES_NEVER if the system does not tell; then
+   *resident is as it was. */
+static hugepages_result hugepages_os_resident(const void *address, size_t size,
+                                              size_t *resident);
+
+/* Give such a mapping another size, of which the same is true as of the first
+   one, and set *new_address to where it is then, which may be elsewhere.  The
+   content is kept as far as both sizes go; what is added is zeroed.  If it
+   grows, all of it must have been advised, or none.  HUGEPAGES_BUSY if it
+   cannot be; then it is unchanged. */
+static hugepages_result hugepages_os_resize(void *address, size_t old_size,
+                                            size_t new_size, size_t alignment,
+                                            void **new_address,
+                                            int *os_error);
 
 /* Map size bytes of plain memory, aligned to a base page, exactly as stock
    CPython does.  size is any value above 0.  Result as for

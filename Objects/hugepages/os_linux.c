@@ -29,6 +29,9 @@
 #  define PR_THP_DISABLE_EXCEPT_ADVISED (1 << 1)  // Linux 6.18
 #endif
 
+/* Base pages of an arena, if they are as small as can be. */
+#define HUGEPAGES_LINUX_MOST_PAGES (ARENA_SIZE / 4096)
+
 #define HUGEPAGES_THP_SIZE_FILE \
     "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size"
 
@@ -135,9 +138,10 @@ hugepages_os_enable_explicit(int *Py_UNUSED(os_error))
 /* mmap() private anonymous memory, at the address where if flags have
    MAP_FIXED, and set *address.  Return 0 or an error number. */
 static int
-hugepages_linux_mmap(void *where, size_t size, int flags, void **address)
+hugepages_linux_mmap(void *where, size_t size, int protection, int flags,
+                     void **address)
 {
-    void *mapping = mmap(where, size, PROT_READ | PROT_WRITE,
+    void *mapping = mmap(where, size, protection,
                          MAP_PRIVATE | MAP_ANONYMOUS | flags, -1, 0);
     if (mapping == MAP_FAILED) {
         return errno;
@@ -192,7 +196,8 @@ hugepages_linux_map_explicit(void *where, size_t size, void **address,
         flags |= MAP_FIXED;
     }
     hugepages_result result = HUGEPAGES_OK;
-    *os_error = hugepages_linux_mmap(where, size, flags, address);
+    *os_error = hugepages_linux_mmap(where, size, PROT_READ | PROT_WRITE,
+                                     flags, address);
     if (*os_error != 0) {
         result = hugepages_linux_result(*os_error);
     }
@@ -222,38 +227,39 @@ hugepages_os_map_explicit(size_t size, void **address, int *os_error)
     return hugepages_linux_map_explicit(NULL, size, address, os_error);
 }
 
-/* Map memory aligned to its size, a power of two, and set *address, to NULL if
-   that fails.  Return 0 or an error number.
+/* Map memory aligned to a power of two, and set *address, to NULL if that
+   fails. Return 0 or an error number.
 
-   Since Linux 6.7 the kernel aligns a mapping of this size by itself.  Before,
-   the first arena takes the detour over a mapping that is large enough to hold
-   an aligned one; the next mmap() is then usually placed right below it, so is
-   aligned too.
+   Since Linux 6.7 the kernel aligns a mapping whose size is a multiple of a
+   huge page by itself.  Before, the first arena takes the detour over a
+   mapping that is large enough to hold an aligned one; the next mmap() is then
+   usually placed right below it, so is aligned too.
 
    The calls to munmap() that are not checked cannot fail: they undo what the
    process has just done, so need no more mappings (vm.max_map_count) than it
    had. */
 static int
-hugepages_linux_mmap_aligned(size_t size, void **address)
+hugepages_linux_mmap_aligned(size_t size, size_t alignment, int protection,
+                             void **address)
 {
     void *mapping = NULL;
     *address = NULL;
-    int error = hugepages_linux_mmap(NULL, size, 0, &mapping);
+    int error = hugepages_linux_mmap(NULL, size, protection, 0, &mapping);
     if (error != 0) {
         return error;
     }
-    if (((uintptr_t)mapping & (size - 1)) == 0) {
+    if (((uintptr_t)mapping & (alignment - 1)) == 0) {
         *address = mapping;
         return 0;
     }
     (void)munmap(mapping, size);
 
-    size_t slack = size - (size_t)sysconf(_SC_PAGESIZE);
-    error = hugepages_linux_mmap(NULL, size + slack, 0, &mapping);
+    size_t slack = alignment - (size_t)sysconf(_SC_PAGESIZE);
+    error = hugepages_linux_mmap(NULL, size + slack, protection, 0, &mapping);
     if (error != 0) {
         return error;
     }
-    size_t head = (0 - (uintptr_t)mapping) & (size - 1);
+    size_t head = (0 - (uintptr_t)mapping) & (alignment - 1);
     size_t tail = slack - head;
     char *aligned = (char *)mapping + head;
     if (head != 0 && munmap(mapping, head) != 0) {
@@ -271,25 +277,137 @@ hugepages_linux_mmap_aligned(size_t size, void **address)
 }
 
 static hugepages_result
-hugepages_os_map_thp(size_t size, void **address, int *os_error)
+hugepages_os_map_aligned(size_t size, size_t alignment, void **address,
+                         int *os_error)
+{
+    int saved_errno = errno;
+    *os_error = hugepages_linux_mmap_aligned(size, alignment,
+                                             PROT_READ | PROT_WRITE, address);
+    errno = saved_errno;
+    return *os_error == 0 ? HUGEPAGES_OK : hugepages_linux_result(*os_error);
+}
+
+static hugepages_result
+hugepages_os_advise(void *address, size_t size, int *os_error)
 {
 #ifdef MADV_HUGEPAGE
     int saved_errno = errno;
     hugepages_result result = HUGEPAGES_OK;
-    *os_error = hugepages_linux_mmap_aligned(size, address);
-    if (*os_error == 0 && madvise(*address, size, MADV_HUGEPAGE) != 0) {
+    if (madvise(address, size, MADV_HUGEPAGE) != 0) {
         *os_error = errno;
-        (void)munmap(*address, size);
-    }
-    if (*os_error != 0) {
         result = hugepages_linux_result(*os_error);
     }
     errno = saved_errno;
     return result;
 #else
+    (void)address;
+    (void)size;
     *os_error = ENOSYS;
     return HUGEPAGES_NEVER;
 #endif
+}
+
+static void
+hugepages_os_fill(void *address, size_t size)
+{
+    int saved_errno = errno;
+    (void)madvise(address, size, MADV_POPULATE_WRITE);
+    errno = saved_errno;
+}
+
+/* Of private anonymous memory, mincore() tells which pages the process has. */
+static hugepages_result
+hugepages_os_resident(const void *address, size_t size, size_t *resident)
+{
+    int saved_errno = errno;
+    hugepages_result result = HUGEPAGES_OK;
+    unsigned char in_core[HUGEPAGES_LINUX_MOST_PAGES];
+    size_t page_size = (size_t)sysconf(_SC_PAGESIZE);
+    size_t pages = size / page_size;
+    if (pages > HUGEPAGES_LINUX_MOST_PAGES
+        || mincore((void *)(uintptr_t)address, size, in_core) != 0)
+    {
+        result = HUGEPAGES_NEVER;
+    }
+    else {
+        *resident = 0;
+        for (size_t i = 0; i < pages; i++) {
+            *resident += (in_core[i] & 1) ? page_size : 0;
+        }
+    }
+    errno = saved_errno;
+    return result;
+}
+
+/* Move a mapping to a new aligned place and let it grow.  Return 0 or an error
+   number.
+
+   The new place is reserved first: mremap() by itself does not align before
+   Linux 6.7.  mremap() may fail before or after it has unmapped what was
+   there; in the second case another thread may have mapped a part of it since,
+   which must not be unmapped. */
+static int
+hugepages_linux_move_and_grow(void *address, size_t old_size, size_t new_size,
+                              size_t alignment, void **new_address)
+{
+    void *place;
+    int error = hugepages_linux_mmap_aligned(new_size, alignment, PROT_NONE,
+                                             &place);
+    if (error != 0) {
+        return error;
+    }
+    if (mremap(address, old_size, new_size, MREMAP_MAYMOVE | MREMAP_FIXED,
+               place) == MAP_FAILED)
+    {
+        error = errno;
+        unsigned char in_core[1];
+        size_t page_size = (size_t)sysconf(_SC_PAGESIZE);
+        if (mincore(place, page_size, in_core) == 0) {
+            (void)munmap(place, new_size);
+        }
+        return error;
+    }
+    *new_address = place;
+    return 0;
+}
+
+/* The kernel moves page tables, not memory; and those of whole huge pages at
+   once, as both places are aligned. */
+static hugepages_result
+hugepages_os_resize(void *address, size_t old_size, size_t new_size,
+                    size_t alignment, void **new_address, int *os_error)
+{
+    int saved_errno = errno;
+    hugepages_result result = HUGEPAGES_OK;
+    *new_address = address;
+    if (mremap(address, old_size, new_size, 0) == MAP_FAILED) {
+        *os_error = errno;
+        if (new_size > old_size) {
+            *os_error = hugepages_linux_move_and_grow(
+                address, old_size, new_size, alignment, new_address);
+        }
+        if (*os_error != 0) {
+            result = HUGEPAGES_BUSY;
+        }
+    }
+    errno = saved_errno;
+    return result;
+}
+
+static hugepages_result
+hugepages_os_map_thp(size_t size, void **address, int *os_error)
+{
+    hugepages_result result = hugepages_os_map_aligned(size, size, address,
+                                                       os_error);
+    if (result == HUGEPAGES_OK) {
+        result = hugepages_os_advise(*address, size, os_error);
+        if (result != HUGEPAGES_OK) {
+            int saved_errno = errno;
+            (void)munmap(*address, size);
+            errno = saved_errno;
+        }
+    }
+    return result;
 }
 
 /* errno is left as mmap() sets it: a caller of pymalloc that gets NULL may
@@ -297,7 +415,8 @@ hugepages_os_map_thp(size_t size, void **address, int *os_error)
 static hugepages_result
 hugepages_os_map_plain(size_t size, void **address, int *os_error)
 {
-    *os_error = hugepages_linux_mmap(NULL, size, 0, address);
+    *os_error = hugepages_linux_mmap(NULL, size, PROT_READ | PROT_WRITE, 0,
+                                     address);
     return *os_error == 0 ? HUGEPAGES_OK : HUGEPAGES_BUSY;
 }
 

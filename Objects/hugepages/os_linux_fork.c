@@ -9,8 +9,8 @@
 
 #include "fork.h"
 
-/* errno is the caller's throughout: what looks at it after fork() wants to know
-   what fork() has set. */
+/* errno is the caller's throughout: what looks at it after fork() wants to
+   know what fork() has set. */
 
 static hugepages_result
 hugepages_os_watch_fork(int *os_error)
@@ -230,7 +230,8 @@ static hugepages_result
 hugepages_os_remap_plain(void *address, size_t size, int *os_error)
 {
     int saved_errno = errno;
-    *os_error = hugepages_linux_mmap(address, size, MAP_FIXED, &address);
+    *os_error = hugepages_linux_mmap(address, size, PROT_READ | PROT_WRITE,
+                                     MAP_FIXED, &address);
     errno = saved_errno;
     return *os_error == 0 ? HUGEPAGES_OK : HUGEPAGES_BUSY;
 }

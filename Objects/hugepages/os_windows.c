@@ -132,6 +132,9 @@ hugepages_os_map_thp(size_t Py_UNUSED(size), void **Py_UNUSED(address),
     return HUGEPAGES_NEVER;
 }
 
+#define HUGEPAGES_NOT_SUPPORTED ERROR_NOT_SUPPORTED
+#include "os_unaligned.c"
+
 /* The last error is left as VirtualAlloc() sets it, as stock CPython does. */
 static hugepages_result
 hugepages_os_map_plain(size_t size, void **address, int *os_error)

@@ -1,11 +1,17 @@
 /* The whole of Objects/hugepages as one translation unit, included by
-   obmalloc.c in place of its own _PyMem_ArenaAlloc() and _PyMem_ArenaFree(). */
+   obmalloc.c in place of its own _PyMem_ArenaAlloc() and _PyMem_ArenaFree().
+   What obmalloc.c calls besides these two is in blocks.c, and
+   hugepages_work_goes_on(). */
 
 #include "pycore_hugepages.h"     // _PyMem_SetHugePages()
 
 #include "stats.c"
 #include "retain.c"
 #include "arena.c"
+#include "units.c"
+#include "heap.c"
+#include "large.c"
+#include "blocks.c"
 
 #if defined(MS_WINDOWS)
 #  include "os_windows.c"

@@ -1,7 +1,9 @@
-/* What arenas sit on, and how often a kind of page was refused.
+/* What arenas sit on, how much large blocks have, and how often a kind of page
+   was refused.
 
-   Guarded by the lock, as the state of arena.c is.  Only requests of exactly
-   ARENA_SIZE are counted.
+   Guarded by the lock, as the state of arena.c is.  Of requests through
+   _PyMem_ArenaAlloc() only those of exactly ARENA_SIZE are counted.  Large
+   blocks are counted by the number of arenas that would fit their mappings.
 
    now counts mappings, whether an arena uses them or they are kept or strays,
    so that it agrees with what the system tells of this process; retained says
@@ -13,6 +15,7 @@ typedef enum {
     HUGEPAGES_EXPLICIT,
     HUGEPAGES_THP,
     HUGEPAGES_PLAIN,
+    HUGEPAGES_LARGE,
     HUGEPAGES_RETAINED,
     HUGEPAGES_KINDS
 } hugepages_kind;
@@ -20,20 +23,20 @@ typedef enum {
 static _PyMem_HugePagesTier hugepages_stats[HUGEPAGES_KINDS];
 
 static void
-hugepages_count_mapped(hugepages_kind kind)
+hugepages_count_mapped(hugepages_kind kind, size_t count)
 {
     _PyMem_HugePagesTier *stats = &hugepages_stats[kind];
-    stats->ever++;
-    stats->now++;
+    stats->ever += count;
+    stats->now += count;
     if (stats->now > stats->peak) {
         stats->peak = stats->now;
     }
 }
 
 static void
-hugepages_count_unmapped(hugepages_kind kind)
+hugepages_count_unmapped(hugepages_kind kind, size_t count)
 {
-    hugepages_stats[kind].now--;
+    hugepages_stats[kind].now -= count;
 }
 
 static void

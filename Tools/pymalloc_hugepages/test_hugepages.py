@@ -288,7 +288,8 @@ class ReportTests(TestCase):
         text = "\n".join(process.as_lines(report))
         self.assertRegex(text, r"\A5 python app.py\n")
         self.assertRegex(text, r"hugetlb +3 arenas, 6 MiB\n")
-        self.assertRegex(text, r"THP +10 arenas advised, 20 MiB; 18 MiB of it")
+        self.assertRegex(text, r"THP +10 arenas advised, 20 MiB; 18 MiB of it"
+                               r".*\n +large blocks .* are part of these\n")
         self.assertRegex(text, r"huge pages +92.3 % of these 13 arenas\n")
         self.assertRegex(text, r"besides +1,030 MiB hugetlb, 12 MiB transp")
         self.assertRegex(text, r"plain pages are not counted")
@@ -328,8 +329,10 @@ class ReportTests(TestCase):
         self.assertIn("PYTHON_PYMALLOC_HUGEPAGES=off", text)
         self.assertIn("PYTHONMALLOC=malloc", text)
         self.assertIn("PR_SET_THP_DISABLE", text)
+        self.assertNotIn("A small program", text)
         text = self.text(smaps="")
         self.assertNotIn("%", text)
+        self.assertIn("A small program has none", text)
         self.assertIn("status` says", text)
 
     def test_names_do_nothing_to_the_terminal(self):
@@ -598,6 +601,9 @@ class RealProcessTests(TestCase):
 class RealInterpreterTests(TestCase):
     # Objects for at least 20 arenas: 36 of these in each of 128 pools.
     FILL = "objects = [bytes(400) for _ in range(20 * 128 * 36)]\n"
+    # 64 MiB, in a mapping of so many and 2 MiB more, of which all but what is
+    # empty at its end is advised.
+    LARGE = "large = bytes(64 << 20)\n"
 
     def test_status_agrees_with_the_interpreter(self):
         tell = ("import json, sys\n"
@@ -606,7 +612,7 @@ class RealInterpreterTests(TestCase):
         for switch in run.MODES:
             child = subprocess.Popen(
                 [sys.executable, "-X", f"pymalloc_hugepages={switch}", "-c",
-                 self.FILL + tell], stdin=subprocess.PIPE,
+                 self.FILL + self.LARGE + tell], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, universal_newlines=True)
             self.addCleanup(end, child)
             told = json.loads(child.stdout.readline())
@@ -615,7 +621,10 @@ class RealInterpreterTests(TestCase):
                 f"/proc/{child.pid}/exe"))
             self.assertEqual(
                 (report.usage.hugetlb_arenas, report.usage.thp_arenas),
-                (told["hugetlb"]["now"], told["thp"]["now"]), switch)
+                (told["hugetlb"]["now"],
+                 told["thp"]["now"] + told["large"]["now"]), switch)
+            self.assertEqual(told["large"]["now"],
+                             33 if switch in ("on", "thp") else 0)
 
     def test_run(self):
         for mode, tiers in [("on", {"hugetlb", "thp", "plain"}),
@@ -631,10 +640,92 @@ class RealInterpreterTests(TestCase):
             self.assertLessEqual({tier for tier in peaks if peaks[tier]},
                                  tiers)
 
+    def test_run_with_large_blocks(self):
+        for mode, large in ("on", 33), ("thp", 33), ("hugetlb", 0), ("off", 0):
+            _, err = self.tool("run", "--json", "--mode", mode,
+                               sys.executable, "-c", self.LARGE)
+            self.assertEqual(json.loads(err)["peak_arenas"]["large"], large)
+            _, err = self.tool("run", "--mode", mode, sys.executable, "-c",
+                               self.LARGE)
+            self.assertEqual(", 66 MiB large; " in err, large > 0, err)
+
+    # With blocks of both heaps, of which some arenas are on the pool, and
+    # large ones.
+    PROGRAMS = (
+        FILL,
+        FILL + LARGE,
+        FILL + LARGE + "more = [bytearray(i) for i in range(600, 9000)]\n",
+        LARGE + "lists = [list(range(300)) for _ in range(10_000)]\n",
+    )
+    # Its arenas come and go.
+    LOOP = "for i in range(3):\n    " + FILL + "    del objects\n"
+
     def test_reserve_for(self):
+        # Whatever the pool has now, the number is the same, and right: with so
+        # many pages none is refused, with one less one is.
+        for program in self.PROGRAMS:
+            needed = {self.count_needed(pages, program)
+                      for pages in (0, 5, 100)}
+            self.assertEqual(len(needed), 1, (program, needed))
+            [pages] = needed
+            self.assertIn(pages, range(7, 40), program)
+            self.assertEqual(self.run_with(pages, program)["refused"], {})
+            figures = self.run_with(pages - 1, program)
+            self.assertEqual(list(figures["refused"]), ["ENOMEM"], program)
+
+    def test_reserve_for_a_loop(self):
+        # It is never too low.
+        for pages in 0, 5, 100:
+            needed = self.count_needed(pages, self.LOOP)
+            self.assertIn(needed, range(17, 30), pages)
+            self.assertEqual(self.run_with(needed, self.LOOP)["refused"], {})
+
+    def count_needed(self, pages, program):
+        out, _ = self.run_leaving_pool(
+            pages, self.tool, "reserve", "--json", "--dry-run", "--for",
+            sys.executable, "-c", program)
+        return json.loads(out)["for"]["needed"]
+
+    def run_with(self, pages, program):
+        """What the pool has given to a program, and refused."""
+        path = self.path("statistics")
+        self.run_leaving_pool(
+            pages, subprocess.run, [sys.executable, "-c", program], check=True,
+            env={**os.environ, run.SWITCH: "on", run.STATISTICS: path})
+        with open(path) as file:
+            return json.loads(file.readlines()[-1])["hugetlb"]
+
+    @staticmethod
+    def pool_of(pages, stack):
+        """Have exactly so many pages available."""
+        stack.enter_context(pool_with(0))
+        pool = reserve.read_pool()
+        missing = pages - pool.available
+        if missing > 0:
+            # It is undone with the rest.
+            with open(f"/{POOL}/nr_hugepages", "w") as file:
+                file.write(str(pool.size + missing))
+        elif missing < 0:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000 | 21 << 26
+            stack.enter_context(contextlib.closing(
+                mmap.mmap(-1, -missing * 2 * MIB, flags=flags)))
+
+    def run_leaving_pool(self, pages, function, *args, **kwargs):
+        """Call it with exactly so many pages available, again if another
+        process has used the pool meanwhile."""
+        for _ in range(20):
+            with contextlib.ExitStack() as stack:
+                self.pool_of(pages, stack)
+                before = reserve.read_pool()
+                result = function(*args, **kwargs)
+                if before == reserve.read_pool() and before.available == pages:
+                    return result
+        self.fail("other processes use the pool all the time")
+
+    def test_small_programs_need_none(self):
         out, _ = self.tool("reserve", "--json", "--dry-run", "--for",
-                           sys.executable, "-c", self.FILL)
-        self.assertIn(json.loads(out)["for"]["needed"], range(20, 30))
+                           sys.executable, "-c", self.LARGE)
+        self.assertEqual(json.loads(out)["for"]["needed"], 0)
 
 
 class WatchTests(TestCase):
@@ -696,28 +787,41 @@ class WatchTests(TestCase):
             self.assertRegex(err, r"\A.*not a number of seconds.*\n\Z")
 
 
-# Writes statistics as a patched interpreter does.  Arguments: exit status, and
-# numbers for the peaks; "child" starts another one of these.
+# Writes statistics as a patched interpreter does that has five first arenas on
+# THP, and large blocks of 7 arenas.  Arguments: exit status, and numbers for
+# the peaks; one more starts another one of these.
 INTERPRETER = """
 import json, os, subprocess, sys
 status, hugetlb, thp, plain, *rest = map(int, sys.argv[1:])
 if rest:
     subprocess.call([sys.executable, sys.argv[0], "0", "100", "20", "3"])
 with open(os.environ["PYTHON_PYMALLOC_HUGEPAGES_STATS"], "a") as file:
-    tier = lambda peak: {"now": 0, "peak": peak, "ever": 999, "refused": {}}
+    tier = lambda peak, refused={}: {"now": 0, "peak": peak, "ever": peak,
+                                     "refused": refused, "unusable": None}
     print(json.dumps({"pid": os.getpid(), "option": True, "switch": "on",
-                      "arena_size": 2097152, "hugetlb": tier(hugetlb),
+                      "arena_size": 2097152,
+                      "hugetlb": tier(hugetlb, {"ENOMEM": max(0, thp - 5)}),
                       "thp": tier(thp), "plain": tier(plain),
-                      "retained": tier(0)}), file=file)
-sys.exit(status)
+                      "large": tier(7), "retained": tier(0)}), file=file)
+# It may be a patched interpreter, which must not write its own.
+sys.stdout.flush()
+os._exit(status)
 """
 
 
-def statistics_line(pid, hugetlb=0, thp=0, plain=0):
+def statistics_line(pid, hugetlb=0, thp=0, plain=0, large=0, *, asked=None,
+                    more=0, unusable=None):
+    """asked says how many of the arenas that were not on the pool had asked
+    for that, if not all; more how many arenas came after others had gone."""
+    if asked is None:
+        asked = thp + plain
     return json.dumps({"pid": pid, **{
-        name: {"now": 0, "peak": peak, "ever": 77}
-        for name, peak in [("hugetlb", hugetlb), ("thp", thp),
-                           ("plain", plain)]}})
+        name: {"now": 0, "peak": peak, "ever": peak + more, "refused": refused,
+               "unusable": reason}
+        for name, peak, refused, reason in [
+            ("hugetlb", hugetlb, {"ENOMEM": asked - 1, "EFAULT": 1}, None),
+            ("thp", thp, {}, unusable), ("plain", plain, {}, None),
+            ("large", large, {}, None)]}})
 
 
 def outcome(statistics="", seen=(), together=(), pid=5, status=0):
@@ -731,16 +835,41 @@ def outcome(statistics="", seen=(), together=(), pid=5, status=0):
 class StatisticsTests(unittest.TestCase):
     def test_lines(self):
         text = "\n".join([
-            statistics_line(5, 1, 2, 3), "", '{"pid": 6, "hugetlb', "[]",
-            '{"pid": 7}', '{"pid": "x", "thp": 3}', statistics_line(8)])
+            statistics_line(5, 1, 2, 3, 4), "", '{"pid": 6, "hugetlb', "[]",
+            '{"pid": 7}', '{"pid": "x", "thp": 3}', statistics_line(8),
+            statistics_line(9).replace('"refused": {', '"refused": [{')])
         self.assertEqual(run.parse_statistics(text), {
-            5: {"hugetlb": 1, "thp": 2, "plain": 3},
-            8: {"hugetlb": 0, "thp": 0, "plain": 0}})
+            5: run.Statistics({"hugetlb": 1, "thp": 2, "plain": 3,
+                               "large": 4}),
+            8: run.Statistics({"hugetlb": 0, "thp": 0, "plain": 0,
+                               "large": 0})})
 
     def test_finalized_twice(self):
-        text = statistics_line(5, 1, 9, 3) + "\n" + statistics_line(5, 4, 2, 3)
-        self.assertEqual(run.parse_statistics(text)[5],
-                         {"hugetlb": 4, "thp": 9, "plain": 3})
+        text = (statistics_line(5, 1, 9, 3, 8) + "\n"
+                + statistics_line(5, 4, 8, 3, asked=6))
+        self.assertEqual(run.parse_statistics(text)[5], run.Statistics(
+            {"hugetlb": 4, "thp": 9, "plain": 3, "large": 8},
+            never_asked=2))
+
+    def test_older_interpreters(self):
+        # They have no large blocks, and all their arenas ask the pool.
+        line = json.loads(statistics_line(5, 1, 2, 3))
+        del line["large"]
+        self.assertEqual(run.parse_statistics(json.dumps(line))[5],
+                         run.Statistics({"hugetlb": 1, "thp": 2, "plain": 3,
+                                         "large": 0}))
+
+    def test_first_arenas(self):
+        for asked, more, unusable, expected in (
+                (77, 0, None, ("thp", 0)), (72, 0, None, ("thp", 5)),
+                # No more than there can be; and never less than none.
+                (10, 0, None, ("thp", 13)), (100, 0, None, ("thp", 0)),
+                (50, 0, "no THP", ("plain", 8)),
+                # Others have come in their place.
+                (72, 1, None, ("thp", 0))):
+            found = run.parse_statistics(statistics_line(
+                5, 9, 77, 58, asked=asked, more=more, unusable=unusable))[5]
+            self.assertEqual((found.next_tier, found.never_asked), expected)
 
 
 class RunLineTests(unittest.TestCase):
@@ -753,6 +882,12 @@ class RunLineTests(unittest.TestCase):
         self.assertEqual(
             self.line(statistics_line(5, 1200, 2, 3)),
             "peak arenas: 1,200 hugetlb, 2 THP, 3 plain" + self.FAULTS)
+
+    def test_large(self):
+        self.assertEqual(
+            self.line(statistics_line(5, 1, 2, 3, 1000)),
+            "peak arenas: 1 hugetlb, 2 THP, 3 plain, 2,000 MiB large"
+            + self.FAULTS)
 
     def test_several(self):
         self.assertEqual(
@@ -786,20 +921,21 @@ class RunLineTests(unittest.TestCase):
                          "--with-pymalloc-hugepages was seen" + self.FAULTS)
 
     def test_json(self):
-        result = run.as_dict(outcome(statistics_line(5, 1, 2, 3),
+        result = run.as_dict(outcome(statistics_line(5, 1, 2, 3, 4),
                                      [run.Seen(6, True, 4, 1, 2)], status=3))
         self.assertEqual(json.loads(json.dumps(result)), {
             "command": ["app"], "mode": "on", "pid": 5, "status": 3,
             "wall_seconds": 1.23456,
             "page_faults": {"minor": 3456, "major": 1},
             "patched": True,
-            "peak_arenas": {"hugetlb": 2, "thp": 4, "plain": 3},
+            "peak_arenas": {"hugetlb": 2, "thp": 4, "plain": 3, "large": 4},
             "sampled_processes": 1,
             "processes": [
                 {"pid": 5, "source": "statistics",
-                 "peak": {"hugetlb": 1, "thp": 2, "plain": 3}},
+                 "peak": {"hugetlb": 1, "thp": 2, "plain": 3, "large": 4}},
                 {"pid": 6, "source": "sampled", "looks": 4,
-                 "peak": {"hugetlb": 1, "thp": 2, "plain": None}}]})
+                 "peak": {"hugetlb": 1, "thp": 2, "plain": None,
+                          "large": None}}]})
 
 
 class SamplerTests(TestCase):
@@ -872,7 +1008,8 @@ class RunTests(TestCase):
                                  "4", status=3)
         self.assertEqual(out, "")
         self.assertRegex(
-            err, r"\Ahugepages.py: peak arenas: 1 hugetlb, 2 THP, 4 plain; "
+            err, r"\Ahugepages.py: peak arenas: 1 hugetlb, 2 THP, 4 plain, "
+            r"14 MiB large; "
             r"[\d,]+ minor and [\d,]+ major page faults?; \d+\.\d{3} s\n\Z")
 
     def test_descendants(self):
@@ -880,7 +1017,8 @@ class RunTests(TestCase):
                                "1", options=["--json"])
         result = json.loads(err)
         self.assertEqual(result["peak_arenas"],
-                         {"hugetlb": 101, "thp": 22, "plain": 7})
+                         {"hugetlb": 101, "thp": 22, "plain": 7,
+                          "large": 14})
         self.assertEqual([entry["source"] for entry in result["processes"]],
                          ["statistics"] * 2)
         self.assertEqual(result["processes"][0]["pid"], result["pid"])
@@ -1070,9 +1208,22 @@ class CountTests(unittest.TestCase):
         return "\n".join(statistics_line(int(name[1:]), *values)
                          for name, values in peaks.items())
 
-    def test_all_tiers_count(self):
-        self.assertEqual(self.count(self.lines(p5=(1, 20, 300)), (), [{5}]),
-                         321)
+    def test_what_could_have_been_on_the_pool_counts(self):
+        # Plain pages only where THP cannot be had; large blocks never.
+        text = statistics_line(5, 1, 20, 300, 4000, asked=20)
+        self.assertEqual(self.count(text, (), [{5}]), 21)
+        text = statistics_line(5, 1, 0, 300, unusable="no THP")
+        self.assertEqual(self.count(text, (), [{5}]), 301)
+
+    def test_first_arenas_do_not_count(self):
+        text = statistics_line(5, 1, 20, 300, asked=15)
+        self.assertEqual(self.count(text, (), [{5}]), 16)
+        text = statistics_line(5, 1, 20, 300, asked=15, more=1)
+        self.assertEqual(self.count(text, (), [{5}]), 21)
+        text = statistics_line(5, 1, 4, 0, asked=1)
+        self.assertEqual(self.count(text, (), [{5}]), 2)
+        text = statistics_line(5, 1, 0, 300, asked=296, unusable="no THP")
+        self.assertEqual(self.count(text, (), [{5}]), 297)
 
     def test_only_those_at_the_same_time(self):
         text = self.lines(p5=(1,), p6=(10,), p7=(100,), p8=(108,))
@@ -1375,12 +1526,14 @@ class RealReserveTests(TestCase):
             file.write("print('output')\n" + INTERPRETER)
         if not os.path.isdir(f"/{POOL}"):
             self.skipTest("needs a kernel with huge pages")
+        # 5 of those on THP are first arenas.
+        expected = 1 + 12 - 5
         out, err = self.tool("reserve", "--json", "--dry-run", "--for",
-                             sys.executable, script, *"0123")
+                             sys.executable, script, "0", "1", "12", "3")
         result = json.loads(out)
         self.assertEqual(err, "output\n")
         self.assertEqual((result["for"]["needed"], result["for"]["margin"]),
-                         (6, 2))
+                         (expected, 2))
 
 
 class CommandLineTests(TestCase):

@@ -42,7 +42,7 @@ compile() {
     name=$1
     layer=$2
     shift 2
-    parts="policy retain fork_policy other $layer"
+    parts="policy retain blocks fork_policy other $layer"
     if [ "$layer" = linux ]; then
         parts="$parts limits fork system"
     fi

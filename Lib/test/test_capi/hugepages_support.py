@@ -36,6 +36,10 @@ SWITCH = {'on': ON, '1': ON, 'thp': THP, 'hugetlb': HUGETLB,
 # One name for each.
 SWITCHES = ('on', 'thp', 'hugetlb', 'off')
 
+# How many arenas are plain memory at first, of pymalloc and of the two heaps
+# of medium blocks: hugepages_first_count of Objects/hugepages/arena.c.
+FIRST_ARENAS, FIRST_DENSE, FIRST_ROOMY = 4, 1, 8
+
 # How many freed arenas are kept in any case: HUGEPAGES_KEEP_LEAST of
 # Objects/hugepages/retain.c.
 KEEP_LEAST = 2
@@ -199,6 +203,34 @@ def hugetlb_cgroup(limit):
         yield f'{group}/cgroup.procs'
 
 
+@contextlib.contextmanager
+def memory_cgroup(limit):
+    """Make a cgroup with that limit on memory, in bytes.
+
+    The block gets the path of the file that takes its processes.
+    """
+    with open('/proc/self/mountinfo') as file:
+        for line in file:
+            mount = line.split()[4]
+            kind, _, options = line.partition(' - ')[2].split(maxsplit=2)
+            if kind == 'cgroup' and 'memory' in options.strip().split(','):
+                name = 'memory.limit_in_bytes'
+                break
+            if kind == 'cgroup2' and 'memory' in read_line(
+                    f'{mount}/cgroup.subtree_control').split():
+                name = 'memory.max'
+                break
+        else:
+            raise unittest.SkipTest('no cgroup with the memory controller')
+    if not os.access(mount, os.W_OK):
+        raise unittest.SkipTest(f'needs root: cannot write {mount}')
+    group = tempfile.mkdtemp(prefix='test_pymalloc_hugepages_', dir=mount)
+    with undo_at_exit('rmdir "$1"', group):
+        with open(f'{group}/{name}', 'w') as file:
+            file.write(str(limit))
+        yield f'{group}/cgroup.procs'
+
+
 def strace_command():
     """Return the name of a working strace, in a list; skip the test if there
     is none."""
@@ -220,7 +252,9 @@ class Region:
     def __init__(self, header, fields):
         self.start, self.end = (int(address, 16)
                                 for address in header.split()[0].split('-'))
+        self.name = ' '.join(header.split()[5:])
         self.flags = fields['VmFlags'].split()
+        self.resident = self.size_of(fields['Rss'])
         self.hugetlb = self.size_of(fields['Private_Hugetlb'])
         self.thp = self.size_of(fields['AnonHugePages'])
 
@@ -254,10 +288,14 @@ class Snapshot:
                                  for region in self.regions)
         self.hugetlb_pages = sum(region.hugetlb
                                  for region in self.regions) // HUGE_PAGE
+        # The kernel does not count pages of the pool as resident.
+        self.resident = sum(region.resident + region.hugetlb
+                            for region in self.regions)
         # The mappings that hold the objects: arenas, as far as they are not
         # merged with other memory.
         self.arenas = collections.Counter(map(self.region_at,
                                               report['objects']))
+        self.addresses = report['objects']
 
     @staticmethod
     def parse_smaps(text):
@@ -282,6 +320,15 @@ class Snapshot:
         """The set of the tiers that the objects are on."""
         return {region.tier for region in self.arenas}
 
+    def arenas_on(self, tier):
+        """How many arenas with some of the objects are on a tier.
+
+        They must be aligned: those on plain pages are only if the switch has
+        a value other than "off", and they are the first ones.
+        """
+        return len({address // HUGE_PAGE for address in self.addresses
+                    if self.region_at(address).tier == tier})
+
     @property
     def thp_pages(self):
         """The transparent huge pages under the objects."""
@@ -291,10 +338,16 @@ class Snapshot:
 CHILD = '''
 import json, os, sys
 
+in_first_arenas = []
+
 def fill(arenas):
-    """Return new objects that fill at least that many arenas."""
+    """Return new objects that fill at least that many arenas, after the first
+    ones, which are plain memory until another is needed."""
     # An object of 400 bytes takes a block of 448: 36 blocks in a pool of
     # 16 KiB, 128 pools in an arena.
+    if not in_first_arenas:
+        in_first_arenas.extend(bytes(400)
+                               for _ in range(FIRST_ARENAS * 128 * 36))
     return [bytes(400) for _ in range(arenas * 128 * 36)]
 
 def first_objects():
@@ -305,7 +358,9 @@ def first_objects():
     assert len(functions) > 10
     return functions
 
-def report(objects=(), other_pids=()):
+def report(objects=(), other_pids=(), addresses=()):
+    """Tell what this process has, and what is under some objects, and under
+    other addresses."""
     def read(path):
         with open(path) as file:
             return file.read()
@@ -320,16 +375,20 @@ def report(objects=(), other_pids=()):
             if line.startswith('HugetlbPages:'):
                 return int(line.split()[1]) // 2048
         return 0
+    # Reading takes memory, which is there the second time: nothing is mapped
+    # between this and the look at the pool.
+    smaps = read('/proc/self/smaps')
     smaps = read('/proc/self/smaps')
     line = json.dumps({'pid': os.getpid(),
                        'other_pages': sum(map(pages, other_pids)),
                        'available': available_pages(),
                        'smaps': smaps,
                        'stats': sys._pymalloc_hugepages(),
-                       'objects': [id(obj) for obj in objects]})
+                       'objects': [*map(id, objects), *addresses]})
     print(line, flush=True)
 
-'''.replace('HUGETLB_DIR', repr(HUGETLB_DIR))
+'''.replace('HUGETLB_DIR', repr(HUGETLB_DIR)).replace(
+    'FIRST_ARENAS', str(FIRST_ARENAS))
 
 
 def child_args(switch, script, *options):
@@ -347,8 +406,9 @@ class HugePagesTestCase(unittest.TestCase):
     def setUp(self):
         # Settings of the tests' own process must not change the children.
         env = self.enterContext(os_helper.EnvironmentVarGuard())
-        for name in (ENV_VAR, f'{ENV_VAR}_STATS', 'PYTHONMALLOC', 'PYTHONMALLOCSTATS',
-                     'PYTHONTRACEMALLOC', 'PYTHONDEVMODE'):
+        for name in (ENV_VAR, f'{ENV_VAR}_STATS', 'PYTHONMALLOC',
+                     'PYTHONMALLOCSTATS', 'PYTHONTRACEMALLOC',
+                     'PYTHONDEVMODE'):
             env.unset(name)
 
     def run_child(self, switch, script, *options, **env_vars):

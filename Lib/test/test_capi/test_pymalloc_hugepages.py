@@ -1,10 +1,12 @@
 """Tests for --with-pymalloc-hugepages: the pages that pymalloc's arenas get.
 
 The tests of fork() and those of limits and failing system calls are in
-test_pymalloc_hugepages_fork.py and test_pymalloc_hugepages_faults.py.
+test_pymalloc_hugepages_fork.py and test_pymalloc_hugepages_faults.py, those of
+blocks that are too large for pymalloc in test_pymalloc_hugepages_blocks.py.
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -14,14 +16,14 @@ import sysconfig
 import textwrap
 import unittest
 from test import support
-from test.support import import_helper, threading_helper
+from test.support import import_helper, os_helper, threading_helper
 from test.support.script_helper import assert_python_failure, assert_python_ok
 from test.test_capi import hugepages_support
 from test.test_capi.hugepages_support import (
-    CHILD, ENV_VAR, HUGE_PAGE, HUGEPAGES_BUILD, HUGETLB, KEEP_LEAST, MIB, ON,
-    SWITCH, SWITCHES, THP, HugePagesTestCase, Snapshot, child_args,
-    hugetlb_cgroup, requires_hugepages_build, requires_linux, reserve_pages,
-    snapshots, thp_mode)
+    CHILD, ENV_VAR, FIRST_ARENAS, HUGE_PAGE, HUGEPAGES_BUILD, HUGETLB,
+    KEEP_LEAST, MIB, ON, SWITCH, SWITCHES, THP, HugePagesTestCase, Snapshot,
+    child_args, hugetlb_cgroup, requires_hugepages_build, requires_linux,
+    reserve_pages, snapshots, thp_mode)
 
 
 setUpModule = hugepages_support.lock_settings
@@ -178,47 +180,121 @@ class SwitchTests(HugePagesTestCase):
 class TierTests(HugePagesTestCase):
     """The pages that an arena really gets."""
 
-    # The arenas that a child fills, and a pool that serves them and those of
-    # the child's start.
+    # The arenas that a child fills after the first ones, and a pool that
+    # serves them.
     ARENAS = 20
     POOL = ARENAS + 10
 
     SCRIPT = f'''
         objects = fill({ARENAS})
-        report(first_objects() + objects[::50])
+        report(first_objects())
+        report(objects[::50])
+        report(first_objects() + in_first_arenas[::50] + objects[::50])
     '''
 
     def check_tiers(self, pool, expected, **kwargs):
-        """Check the tier of every object, those of Python's start included."""
-        for switch, tier in expected.items():
+        """Check the tier of every object: of those in the first arenas, where
+        the objects of Python's start are, and of the others."""
+        for switch, (first_tier, tier) in expected.items():
             with self.subTest(switch=switch):
-                [snapshot] = self.run_with_pool(
+                first, rest, both = self.run_with_pool(
                     pool, self.run_child, switch, self.SCRIPT, **kwargs)
-                self.assertEqual(snapshot.tiers, {tier})
+                self.assertEqual(first.tiers, {first_tier})
+                self.assertEqual(rest.tiers, {tier})
+                if first_tier != tier:
+                    self.assertEqual(both.arenas_on(first_tier), FIRST_ARENAS)
                 if tier == 'hugetlb':
-                    self.assertGreaterEqual(snapshot.hugetlb_pages,
-                                            self.ARENAS)
+                    self.assertGreaterEqual(rest.hugetlb_pages, self.ARENAS)
                 else:
-                    self.assertEqual(snapshot.hugetlb_pages, 0)
+                    self.assertEqual(rest.hugetlb_pages, 0)
                     self.assertFalse(any(region.tier == 'hugetlb'
-                                         for region in snapshot.regions))
+                                         for region in rest.regions))
+
+    # What the first arenas and the others are on.
+    WITH_POOL = {'on': ('thp', 'hugetlb'), 'hugetlb': ('plain', 'hugetlb'),
+                 'thp': ('thp', 'thp'), 'off': ('plain', 'plain')}
+    WITHOUT_POOL = {'on': ('thp', 'thp'), 'hugetlb': ('plain', 'plain'),
+                    'thp': ('thp', 'thp'), 'off': ('plain', 'plain')}
 
     def test_pool(self):
         with thp_mode('madvise'):
-            self.check_tiers(self.POOL, {'on': 'hugetlb', 'hugetlb': 'hugetlb',
-                                         'thp': 'thp', 'off': 'plain'})
+            self.check_tiers(self.POOL, self.WITH_POOL)
 
     def test_no_pool(self):
         with thp_mode('madvise'):
-            self.check_tiers(0, {'on': 'thp', 'hugetlb': 'plain',
-                                 'thp': 'thp', 'off': 'plain'})
+            self.check_tiers(0, self.WITHOUT_POOL)
+
+    def test_first_arenas(self):
+        # As long as no other is needed, they are plain memory, and no other
+        # tier was asked.
+        script = f'''
+            report(first_objects())
+            while True:
+                stats = sys._pymalloc_hugepages()
+                if stats['hugetlb']['ever'] + stats['thp']['ever'] > 0:
+                    break
+                in_first_arenas.append(bytes(400))
+                before = stats
+            print(json.dumps(before), file=sys.stderr)
+            report(first_objects() + in_first_arenas)
+        '''
+        for pool, tier in (self.POOL, 'hugetlb'), (0, 'thp'):
+            with self.subTest(pool=pool):
+                before = None
+
+                def run():
+                    nonlocal before
+                    result = assert_python_ok(*child_args('on', script))
+                    before = json.loads(result.err)
+                    return snapshots(result.out)
+
+                small, larger = self.run_with_pool(pool, run)
+                self.assertEqual(small.tiers, {'plain'})
+                self.assertEqual(small.hugetlb_pages, 0)
+                self.assertFalse(any(region.tier == 'thp'
+                                     for region in small.regions))
+                # Nobody was asked before the last object was made.
+                self.assertEqual(before['hugetlb']['refused'], {})
+                self.assertGreaterEqual(before['plain']['now'], FIRST_ARENAS)
+                # Then one was mapped and the first ones were advised.
+                self.assertEqual(larger.tiers, {'thp', tier})
+                self.assertEqual(larger.arenas_on('thp'),
+                                 FIRST_ARENAS + (tier == 'thp'))
+                self.assertEqual(larger.stats['thp']['now'],
+                                 FIRST_ARENAS + (tier == 'thp'))
+                self.assertEqual(larger.stats['hugetlb']['now'],
+                                 int(tier == 'hugetlb'))
+
+    def test_small_programs(self):
+        # Most programs need no more, and take nothing of the pool.
+        for switch in SWITCHES:
+            with self.subTest(switch=switch):
+                stats = None
+
+                def run():
+                    nonlocal stats
+                    with os_helper.temp_dir() as directory:
+                        path = os.path.join(directory, 'stats')
+                        assert_python_ok(
+                            '-X', f'pymalloc_hugepages={switch}', '-c',
+                            'pass', **{f'{ENV_VAR}_STATS': path})
+                        with open(path) as file:
+                            stats = json.load(file)
+
+                self.run_leaving_pool(self.POOL, run)
+                for tier in 'hugetlb', 'thp', 'large':
+                    self.assertEqual(stats[tier]['ever'], 0, tier)
+                    self.assertEqual(stats[tier]['refused'], {}, tier)
+                self.assertEqual(stats['plain']['ever'],
+                                 stats['plain']['peak'])
+                self.assertLessEqual(stats['plain']['peak'], FIRST_ARENAS)
 
     def test_pool_too_small(self):
         pool = 4
         with thp_mode('madvise'):
             for switch, rest in (('on', 'thp'), ('hugetlb', 'plain')):
                 with self.subTest(switch=switch):
-                    [snapshot] = self.run_with_pool(
+                    _, snapshot, _ = self.run_with_pool(
                         pool, self.run_child, switch, self.SCRIPT)
                     self.assertEqual(snapshot.tiers, {'hugetlb', rest})
                     self.assertEqual(snapshot.hugetlb_pages, pool)
@@ -254,7 +330,7 @@ class TierTests(HugePagesTestCase):
 
     def check_thp_pages(self, switch, expected, *, pool=0, **kwargs):
         with self.subTest(switch=switch):
-            [snapshot] = self.run_with_pool(
+            _, snapshot, _ = self.run_with_pool(
                 pool, self.run_child, switch, self.SCRIPT, **kwargs)
             if expected:
                 # The kernel may be short of memory for a few.
@@ -273,8 +349,7 @@ class TierTests(HugePagesTestCase):
 
     def test_thp_always(self):
         with thp_mode('always'):
-            self.check_tiers(0, {'on': 'thp', 'hugetlb': 'plain',
-                                 'thp': 'thp', 'off': 'plain'})
+            self.check_tiers(0, self.WITHOUT_POOL)
             self.check_thp_pages('on', True)
             self.check_thp_pages('thp', True)
 
@@ -282,8 +357,7 @@ class TierTests(HugePagesTestCase):
         with thp_mode('never'):
             for switch in SWITCHES:
                 self.check_thp_pages(switch, False)
-            self.check_tiers(self.POOL, {'on': 'hugetlb', 'hugetlb': 'hugetlb',
-                                         'off': 'plain'})
+            self.check_tiers(self.POOL, self.WITH_POOL)
 
     def test_thp_disabled_for_process(self):
         # prctl(PR_SET_THP_DISABLE) in a process that then becomes the child.
@@ -305,16 +379,17 @@ class TierTests(HugePagesTestCase):
             with self.subTest(mode=mode), thp_mode(mode):
                 for switch in SWITCHES:
                     self.check_thp_pages(switch, False, **wrapper)
-                self.check_tiers(0, dict.fromkeys(SWITCHES, 'plain'),
-                                 **wrapper)
+                plain = 'plain', 'plain'
+                pool = 'plain', 'hugetlb'
+                self.check_tiers(0, dict.fromkeys(SWITCHES, plain), **wrapper)
                 self.check_tiers(self.POOL,
-                                 {'on': 'hugetlb', 'hugetlb': 'hugetlb',
-                                  'thp': 'plain', 'off': 'plain'}, **wrapper)
+                                 {'on': pool, 'hugetlb': pool,
+                                  'thp': plain, 'off': plain}, **wrapper)
 
     def test_alignment(self):
         for switch, pool in (('thp', 0), ('hugetlb', self.POOL)):
             with self.subTest(switch=switch):
-                [snapshot] = self.run_with_pool(
+                _, snapshot, _ = self.run_with_pool(
                     pool, self.run_child, switch, self.SCRIPT)
                 self.assertEqual(snapshot.tiers, {switch})
                 for region in snapshot.arenas:
@@ -335,7 +410,8 @@ class TierTests(HugePagesTestCase):
                                  ('hugetlb', 'hugetlb'), ('thp', 'thp'),
                                  ('off', 'plain')):
                 with self.subTest(switch=switch):
-                    [snapshot] = self.run_with_pool(self.POOL, run, switch)
+                    _, snapshot, _ = self.run_with_pool(self.POOL, run,
+                                                        switch)
                     self.assertEqual(snapshot.tiers, {tier})
 
 
@@ -350,6 +426,7 @@ class ReleaseTests(HugePagesTestCase):
 
     def test_freed_objects(self):
         script = f'''
+            fill(0)
             report()
             objects = fill({self.ARENAS})
             report()
@@ -622,6 +699,7 @@ class OtherAllocatorsTests(HugePagesTestCase):
                                  address(libc.abs))
 
             ctypes.pythonapi.PyObject_GetArenaAllocator(ctypes.byref(old))
+            fill(0)
             report()
             ctypes.pythonapi.PyObject_SetArenaAllocator(ctypes.byref(own))
             objects = fill({self.ARENAS})
@@ -668,6 +746,7 @@ class OtherAllocatorsTests(HugePagesTestCase):
                     failures.append(exc)
 
             interps = [interpreters.create() for _ in range(4)]
+            fill(0)
             report()
             threads = [threading.Thread(target=run, args=(interp,))
                        for interp in interps]

@@ -1,10 +1,10 @@
 """Tests for --with-pymalloc-hugepages: system calls that fail.
 
-A script fills and frees arenas and forks; one of its system calls, or all of
-one kind from some moment on, are made to fail by strace.  Whatever fails, the
-script must come to the right answer, or to a MemoryError, or, in the child of
-the fork, exit with one line of explanation.  It must never be ended by a
-signal, nor lose a page of the pool.
+A script fills and frees arenas and blocks of all sizes and forks; one of its
+system calls, or all of one kind from some moment on, are made to fail by
+strace.  Whatever fails, the script must come to the right answer, or to a
+MemoryError, or, in the child of the fork, exit with one line of explanation.
+It must never be ended by a signal, nor lose a page of the pool.
 
 With the "cpu" resource each call of the script is made to fail in turn, else
 some of them.
@@ -34,7 +34,7 @@ RIGHT, WRONG, NO_MEMORY, CHILD_SIGNALED = 0, 66, 77, 67
 POOL = 25
 
 SCRIPT = '''
-    import os
+    import os, sys
 
     CONTENTS = [bytes([i]) * 400 for i in range(256)]
 
@@ -46,16 +46,46 @@ SCRIPT = '''
     def check(objects):
         return all(obj == CONTENTS[i % 256] for i, obj in enumerate(objects))
 
+    # Medium blocks of both heaps, and large ones, some of them with a mapping
+    # that is as large as an arena.
+    SIZES = [3000] * 1000 + [20_000] * 200 + [1_500_000] * 3 + [5_000_000] * 2
+
+    def make_blocks():
+        return [bytearray([i % 256]) * size for i, size in enumerate(SIZES)]
+
+    def use_blocks(blocks):
+        """Let them grow and shrink, and free some."""
+        for i, size in enumerate(SIZES):
+            blocks[i] += bytes([i % 256]) * size
+        right = check_blocks(blocks, 2)
+        for i, size in enumerate(SIZES):
+            del blocks[i][size:]
+        del blocks[::2]
+        return right
+
+    def check_blocks(blocks, times=1):
+        return all(blocks[i] == bytes([i % 256]) * (size * times)
+                   for i, size in enumerate(SIZES))
+
+    def check_figures():
+        stats = sys._pymalloc_hugepages()
+        return all(0 <= stats[kind]['now'] <= stats[kind]['peak'] < 10_000
+                   for kind in ('hugetlb', 'thp', 'plain', 'large',
+                                'retained'))
+
     def run():
+        blocks = make_blocks()
+        right = use_blocks(make_blocks())
         objects = fill(30)
         freed = fill(15)
-        right = check(freed)
+        right = right and check(freed)
         del freed
         pid = os.fork()
         if pid == 0:
             try:
-                right = right and check(objects)
+                right = right and check(objects) and check_blocks(blocks)
                 more = fill(5)
+                right = right and use_blocks(blocks) and check_figures()
                 os._exit(RIGHT if right and check(more) and check(objects)
                          else WRONG)
             except MemoryError:
@@ -63,6 +93,9 @@ SCRIPT = '''
         try:
             more = fill(5)
             right = right and check(more) and check(objects)
+            right = right and check_blocks(blocks) and use_blocks(blocks)
+            del blocks
+            right = right and check_figures()
         finally:
             status = os.waitpid(pid, 0)[1]
         if not right:

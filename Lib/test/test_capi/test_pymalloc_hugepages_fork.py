@@ -18,14 +18,15 @@ from test.support import import_helper, os_helper, threading_helper
 from test.support.script_helper import make_script
 from test.test_capi import hugepages_support
 from test.test_capi.hugepages_support import (
-    CHILD, HUGE_PAGE, HUGETLB_DIR, HugePagesTestCase,
+    CHILD, FIRST_ARENAS, HUGE_PAGE, HUGETLB_DIR, HugePagesTestCase,
     child_args, hugetlb_cgroup, hugetlb_pool, requires_hugepages_build,
     requires_linux, snapshots, strace_command, thp_mode)
 
 
 setUpModule = hugepages_support.lock_settings
 
-# The arenas that a parent fills.  With those of its start it has some more.
+# The arenas that a parent fills after the first ones, which are no pages of
+# the pool.
 ARENAS = 15
 
 # Pools in which parents find nothing, too little for themselves, enough for
@@ -98,8 +99,10 @@ def child():
     if parent_first:
         os.read(parent_has_written, 1)
     check(objects)
+    check(in_first_arenas, 9)
     report(objects[::50], family())
     change(objects, 1)
+    change(in_first_arenas, 1)
     more = make(3, 2)
     check(objects, 1)
     check(more, 2)
@@ -111,6 +114,7 @@ def parent():
 
 # As a module this is for a fork server; the first process only names it.
 named_only = os.environ.get('TEST_ROOT') == str(os.getpid())
+in_first_arenas = [] if named_only else make({FIRST_ARENAS}, 9)
 objects = [] if named_only else make({ARENAS})
 '''
 
@@ -118,6 +122,7 @@ objects = [] if named_only else make({ARENAS})
 CLOSING = '''
 assert status == 0, status
 check(objects, 3 if parent_first else 0)
+check(in_first_arenas, 9)
 report(objects[::50], family())
 change(objects, 4)
 check(objects, 4)

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import threading
 import unittest
@@ -18,40 +17,12 @@ from test.support import import_helper, threading_helper
 from test.support.script_helper import assert_python_ok
 from test.test_capi import hugepages_support
 from test.test_capi.hugepages_support import (
-    ENV_VAR, HUGETLB_DIR, MIB, SWITCHES, HugePagesTestCase,
-    available_pages, child_args, requires_hugepages_build, requires_linux,
-    reserve_pages, thp_mode, undo_at_exit)
+    ENV_VAR, HUGETLB_DIR, MIB, SWITCHES, HugePagesTestCase, available_pages,
+    child_args, memory_cgroup, requires_hugepages_build, requires_linux,
+    reserve_pages, thp_mode)
 
 
 setUpModule = hugepages_support.lock_settings
-
-
-@contextlib.contextmanager
-def memory_cgroup(limit):
-    """Make a cgroup with that limit on memory, in bytes.
-
-    The block gets the path of the file that takes its processes.
-    """
-    with open('/proc/self/mountinfo') as file:
-        for line in file:
-            mount = line.split()[4]
-            kind, _, options = line.partition(' - ')[2].split(maxsplit=2)
-            if kind == 'cgroup' and 'memory' in options.strip().split(','):
-                name = 'memory.limit_in_bytes'
-                break
-            if kind == 'cgroup2' and 'memory' in hugepages_support.read_line(
-                    f'{mount}/cgroup.subtree_control').split():
-                name = 'memory.max'
-                break
-        else:
-            raise unittest.SkipTest('no cgroup with the memory controller')
-    if not os.access(mount, os.W_OK):
-        raise unittest.SkipTest(f'needs root: cannot write {mount}')
-    group = tempfile.mkdtemp(prefix='test_pymalloc_hugepages_', dir=mount)
-    with undo_at_exit('rmdir "$1"', group):
-        with open(f'{group}/{name}', 'w') as file:
-            file.write(str(limit))
-        yield f'{group}/cgroup.procs'
 
 
 @support.requires_subprocess()

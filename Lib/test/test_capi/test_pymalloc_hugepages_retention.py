@@ -1,4 +1,4 @@
-"""Tests for --with-pymalloc-hugepages: arenas that are kept when they are freed.
+"""Tests for --with-pymalloc-hugepages: arenas that are kept when freed.
 
 How many are kept, and when they are given back, is tested with a clock that the
 test sets in Programs/_testhugepages_retain.c.  Here it is tested that what an
@@ -29,6 +29,8 @@ class RetentionTests(HugePagesTestCase):
         import gc
         gc.disable()
 
+        fill(0)
+
         def cycle():
             objects = fill({ARENAS})
             del objects
@@ -54,6 +56,7 @@ class RetentionTests(HugePagesTestCase):
                 stats = snapshot.stats
                 self.assertLessEqual(stats['retained']['now'], KEEP_LEAST)
                 self.assertGreaterEqual(stats[tier]['peak'], self.ARENAS)
+                # The first arenas are advised to be THP by now.
                 self.assertLess(stats[tier]['now'], self.ARENAS // 2)
 
     def test_loop(self):

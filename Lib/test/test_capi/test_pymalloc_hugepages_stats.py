@@ -15,15 +15,16 @@ from test.support import import_helper, os_helper
 from test.support.script_helper import assert_python_ok
 from test.test_capi import hugepages_support
 from test.test_capi.hugepages_support import (
-    ENV_VAR, HUGE_PAGE, HUGEPAGES_BUILD, KEEP_LEAST, SWITCHES,
-    HugePagesTestCase, child_args, hugetlb_cgroup, requires_hugepages_build,
-    requires_linux, thp_mode)
+    ENV_VAR, FIRST_ARENAS, FIRST_DENSE, FIRST_ROOMY, HUGE_PAGE,
+    HUGEPAGES_BUILD, KEEP_LEAST, SWITCHES, HugePagesTestCase, child_args,
+    hugetlb_cgroup, requires_hugepages_build, requires_linux, thp_mode)
 
 
 setUpModule = hugepages_support.lock_settings
 
+# What arenas sit on, and all that is counted.
 TIERS = ('hugetlb', 'thp', 'plain')
-KINDS = (*TIERS, 'retained')
+KINDS = (*TIERS, 'large', 'retained')
 FILE_VAR = f'{ENV_VAR}_STATS'
 
 
@@ -48,7 +49,7 @@ class FunctionTests(unittest.TestCase):
             self.assertGreaterEqual(figures['peak'], figures['now'])
             self.assertGreaterEqual(figures['ever'], figures['peak'])
             self.assertIsInstance(figures['refused'], dict)
-        for kind in 'plain', 'retained':
+        for kind in 'plain', 'large', 'retained':
             self.assertIsNone(stats[kind]['unusable'])
 
     def test_arguments(self):
@@ -66,7 +67,7 @@ class FunctionTests(unittest.TestCase):
 
         def arenas():
             stats = sys._pymalloc_hugepages()
-            return sum(stats[tier]['now'] for tier in TIERS)
+            return sum(stats[kind]['now'] for kind in (*TIERS, 'large'))
 
         before = arenas()
         for _ in range(20_000):
@@ -77,12 +78,19 @@ class FunctionTests(unittest.TestCase):
 
 class StatsTestCase(HugePagesTestCase):
 
+    # Those that a child fills after the first ones.
     ARENAS = 20
 
     def check_figures(self, stats):
         for kind in KINDS:
             self.assertGreaterEqual(stats[kind]['peak'], stats[kind]['now'])
             self.assertGreaterEqual(stats[kind]['ever'], stats[kind]['peak'])
+
+    @staticmethod
+    def promoted(stats):
+        """How many of the first arenas were advised: they were plain memory
+        before.  It is true as long as none was freed."""
+        return stats['plain']['ever'] - stats['plain']['now']
 
     def check_smaps(self, snapshot):
         """The kernel must say the same."""
@@ -93,6 +101,8 @@ class StatsTestCase(HugePagesTestCase):
         self.check_figures(stats)
         self.assertEqual(stats['hugetlb']['now'] * HUGE_PAGE,
                          sizes['hugetlb'])
+        # These programs have no large block.
+        self.assertEqual(stats['large']['now'], 0)
         self.assertEqual(stats['thp']['now'] * HUGE_PAGE, sizes['thp'])
         self.assertLessEqual(stats['plain']['now'] * HUGE_PAGE,
                              sizes['plain'])
@@ -118,13 +128,71 @@ class FiguresTests(StatsTestCase):
                 [snapshot] = self.run_with_pool(
                     pool, self.run_child, switch, self.SCRIPT)
                 self.check_smaps(snapshot)
-                self.assertEqual(snapshot.stats['switch'], switch)
-                for name in TIERS:
-                    figures = snapshot.stats[name]
-                    if name == tier:
-                        self.assertGreaterEqual(figures['now'], self.ARENAS)
+                stats = snapshot.stats
+                self.assertEqual(stats['switch'], switch)
+                self.assertEqual(stats['large']['ever'], 0)
+                self.assertGreaterEqual(stats[tier]['now'], self.ARENAS)
+                first = range(FIRST_ARENAS, FIRST_ARENAS + FIRST_DENSE + 1)
+                if switch in ('on', 'thp'):
+                    self.assertIn(self.promoted(stats), first)
+                else:
+                    self.assertEqual(self.promoted(stats), 0)
+                if tier != 'thp':
+                    self.assertEqual(stats['thp']['now'],
+                                     self.promoted(stats))
+                    self.assertEqual(stats['thp']['ever'],
+                                     self.promoted(stats))
+                if tier != 'plain':
+                    self.assertLessEqual(
+                        stats['plain']['now'],
+                        FIRST_ARENAS + FIRST_DENSE + FIRST_ROOMY)
+                if tier != 'hugetlb':
+                    self.assertEqual(stats['hugetlb']['ever'], 0)
+
+    def test_large(self):
+        # The kernel must say the same of large blocks: three of 4, 6 and 64
+        # MiB, which leave nothing of their mappings empty, and one of 3 MiB,
+        # of which the end is not advised.
+        script = '''
+            room = 4096
+            blocks = [bytes(mib * 2**20 - room) for mib in (4, 6, 64)]
+            report(blocks)
+            blocks.append(bytes(3 * 2**20))
+            report(blocks)
+            del blocks
+            import gc
+            gc.collect()
+            report()
+        '''
+        with thp_mode('madvise'):
+            for switch in SWITCHES:
+                with self.subTest(switch=switch):
+                    full, part, none = self.run_with_pool(
+                        4, self.run_child, switch, script)
+                    arenas = [snapshot.stats['large']['now']
+                              for snapshot in (full, part, none)]
+                    advised = [sum(region.end - region.start
+                                   for region in snapshot.regions
+                                   if region.tier == 'thp')
+                               - snapshot.stats['thp']['now'] * HUGE_PAGE
+                               for snapshot in (full, part, none)]
+                    figures = none.stats['large']
+                    if switch in ('on', 'thp'):
+                        self.assertEqual(arenas, [37, 39, 0])
+                        self.assertEqual([size // HUGE_PAGE
+                                          for size in advised], [37, 38, 0])
+                        self.assertEqual((figures['peak'], figures['ever']),
+                                         (39, 39))
+                        self.assertEqual(full.tiers, {'thp'})
                     else:
+                        self.assertEqual(arenas, [0, 0, 0])
+                        self.assertEqual(advised, [0, 0, 0])
                         self.assertEqual(figures['ever'], 0)
+                        self.assertEqual(part.tiers, {'plain'})
+                    # They are none of the arenas.
+                    for snapshot in full, part, none:
+                        self.assertEqual(snapshot.stats['hugetlb']['now'], 0)
+                        self.check_figures(snapshot.stats)
 
     def test_pool_too_small(self):
         [snapshot] = self.run_with_pool(4, self.run_child, 'on', self.SCRIPT)
@@ -132,9 +200,12 @@ class FiguresTests(StatsTestCase):
         stats = snapshot.stats
         self.assertEqual(stats['hugetlb']['now'], 4)
         self.assertGreaterEqual(stats['thp']['now'], self.ARENAS - 4)
-        # Each arena has asked the pool first.
-        self.assertEqual(stats['hugetlb']['refused'],
-                         {'ENOMEM': stats['thp']['ever']})
+        # Each arena has asked the pool first, but for those that were advised
+        # later.
+        self.assertGreaterEqual(self.promoted(stats), FIRST_ARENAS)
+        self.assertEqual(
+            stats['hugetlb']['refused'],
+            {'ENOMEM': stats['thp']['ever'] - self.promoted(stats)})
         self.assertIsNone(stats['hugetlb']['unusable'])
         self.assertEqual(stats['thp']['refused'], {})
 
@@ -145,13 +216,16 @@ class FiguresTests(StatsTestCase):
                 40, self.run_child, 'on', self.SCRIPT,
                 __run_using_command=join, __isolated=True)
         self.check_smaps(snapshot)
-        self.assertEqual(snapshot.stats['hugetlb']['now'], 4)
-        self.assertEqual(snapshot.stats['hugetlb']['refused'],
-                         {'EFAULT': snapshot.stats['thp']['ever']})
+        stats = snapshot.stats
+        self.assertEqual(stats['hugetlb']['now'], 4)
+        self.assertEqual(
+            stats['hugetlb']['refused'],
+            {'EFAULT': stats['thp']['ever'] - self.promoted(stats)})
 
     def test_come_and_go(self):
         script = f'''
             import gc
+            fill(0)
             for i in range(2):
                 objects = fill({self.ARENAS})
                 report()
@@ -179,6 +253,7 @@ class FiguresTests(StatsTestCase):
         import_helper.import_module('_interpreters')
         script = f'''
             import _interpreters
+            fill(0)
             report()
             interp = _interpreters.create()
             error = _interpreters.exec(interp, """if 1:
@@ -221,10 +296,13 @@ class FiguresTests(StatsTestCase):
                     self.assertGreaterEqual(child.stats[tier]['ever'],
                                             parent.stats[tier]['ever'])
                 if pool == 100:
-                    self.assertEqual(child.stats['thp']['ever'], 0)
+                    self.assertEqual(child.stats['thp'], parent.stats['thp'])
+                    self.assertEqual(child.stats['thp']['ever'],
+                                     self.promoted(child.stats))
                     self.assertEqual(child.stats['hugetlb']['refused'], {})
                 elif pool == 30:
-                    self.assertGreater(child.stats['thp']['now'], 0)
+                    self.assertGreater(child.stats['thp']['now'],
+                                       parent.stats['thp']['now'])
                     self.assertGreater(child.stats['hugetlb']['now'], 0)
                     self.assertGreater(
                         child.stats['hugetlb']['refused']['ENOMEM'], 0)
@@ -253,6 +331,7 @@ class TextTests(StatsTestCase):
                        r'hugetlb +(\d+) +(\d+) +(\d+)\n'
                        r'THP-advised +(\d+) +(\d+) +(\d+)\n'
                        r'plain +(\d+) +(\d+) +(\d+)\n'
+                       r'large blocks \(in arenas\) +(\d+) +(\d+) +(\d+)\n'
                        r'retained of these +(\d+) +(\d+) +(\d+)\n'
                        r'pymalloc_hugepages=(\w+)\n', re.MULTILINE)
 
@@ -292,8 +371,13 @@ class TextTests(StatsTestCase):
                         if stats[tier]['unusable'] else [])
                 arenas = int(re.search(r'^(\d+) arenas \* ', text,
                                        re.MULTILINE)[1])
-                self.assertEqual(arenas, sum(stats[tier]['now']
-                                             for tier in TIERS))
+                # Medium blocks have some, too: those of the list of objects
+                # and of the strings that are printed.
+                medium = sum(stats[tier]['now'] for tier in TIERS) - arenas
+                if switch == 'off':
+                    self.assertEqual(medium, 0)
+                else:
+                    self.assertIn(medium, range(1, 6))
 
     def test_at_exit(self):
         result = assert_python_ok('-c', 'pass', PYTHONMALLOCSTATS='1',

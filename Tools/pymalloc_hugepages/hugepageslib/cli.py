@@ -46,7 +46,8 @@ now, from /proc/PID/smaps."""
 
 RUN = """\
 Run a command with the switch set.  At its end print one line: the peak number
-of arenas on each kind of page, page faults, wall time.
+of arenas on each kind of page, the peak size of large blocks, page faults,
+wall time.
 
 The numbers of arenas are the interpreters' own.  Those of a process that wrote
 none (it ran with -E or -I, or ended by os._exit(), exec() or a signal) are
@@ -55,7 +56,8 @@ sampled from outside, as the line then says."""
 RESERVE = """\
 Have N huge pages of 2 MiB in the kernel's pool, those in use included; or,
 with --for, as many free ones as a command needs, which is found out by running
-it.  A pool that is larger is left alone.  Needs root."""
+it (its first arenas and its large blocks need none).  A pool that is larger is
+left alone.  Needs root."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -261,17 +261,32 @@ def margin(pages):
     return max(2, -(-pages // 20))
 
 
+def _pages(entry, statistics):
+    """How many arenas of one process could have been pages of the pool."""
+    peak = entry["peak"]
+    if statistics is None:
+        return peak["hugetlb"] + peak["thp"]
+    # Where that is THP, plain pages are under what is not to be on huge ones.
+    next_best = peak[statistics.next_tier] - statistics.never_asked
+    return peak["hugetlb"] + max(0, next_best)
+
+
 def count_needed(outcome):
     """The number of pages that all processes of a command had arenas at one
     time, without margin.  Raise ToolError if none had any.
 
-    Of each process the highest number of arenas counts, of whatever tier: each
-    could have been a page of the pool.  It is exact for a process that wrote
-    statistics (the sum of the peaks of the tiers, which is never too low),
-    sampled for the others.  Which processes were there at the same time is
-    sampled: the number is the highest sum over the processes of one look.  Of
-    those that no look has met, which are gone within a blink, the largest is
-    added.
+    Of each process the highest number of arenas counts that could have been
+    pages of the pool: those that were, and those that were on THP because the
+    pool had none, or, where that cannot be had, on plain pages.  The first
+    arenas, which are plain memory before they are put on THP, and large blocks
+    never are.  It is exact for a process that wrote statistics and kept its
+    arenas, the sum of the peaks of the tiers, which is never too low, for one
+    whose arenas came and went, and sampled for the others, of which all on THP
+    counts.
+
+    Which processes were there at the same time is sampled: the number is the
+    highest sum over the processes of one look.  Of those that no look has met,
+    which are gone within a blink, the largest is added.
     """
     entries = run.processes(outcome)
     if not entries:
@@ -279,7 +294,7 @@ def count_needed(outcome):
             f"no process of {outcome.command[0]!r} was an interpreter built "
             "--with-pymalloc-hugepages; name one that is, or a program that "
             "starts it")
-    peaks = {entry["pid"]: sum(filter(None, entry["peak"].values()))
+    peaks = {entry["pid"]: _pages(entry, outcome.statistics.get(entry["pid"]))
              for entry in entries}
     together = max((sum(peaks[pid] for pid, _ in keys)
                     for keys in outcome.together), default=0)
@@ -335,7 +350,8 @@ def _say_needed(measured):
     if measured["sampled_processes"]:
         yield (f"{measured['sampled_processes']:,} of its processes wrote no "
                "statistics and were sampled: their arenas on plain pages are "
-               "not counted.")
+               "not counted, but their first arenas and large blocks on THP "
+               "are.")
 
 
 def _say_pool(pool):

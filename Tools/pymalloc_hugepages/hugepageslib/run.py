@@ -1,5 +1,9 @@
 """`run`: run a command, and say at its end what its arenas got.
 
+Large blocks, which have mappings of their own, are counted by the arenas that
+would fit these; of a process that is looked at from outside they are part of
+those on THP.
+
 Numbers of arenas come from two sources.  Each process of an interpreter built
 with the option appends a line to the file that the environment variable
 PYTHON_PYMALLOC_HUGEPAGES_STATS names, when it finalizes: these are exact.  And
@@ -30,6 +34,8 @@ MODES = ("on", "thp", "hugetlb", "off")
 SWITCH = "PYTHON_PYMALLOC_HUGEPAGES"
 STATISTICS = "PYTHON_PYMALLOC_HUGEPAGES_STATS"
 TIERS = ("hugetlb", "thp", "plain")
+# What has a peak: arenas on each tier, and large blocks.
+KINDS = (*TIERS, "large")
 
 USAGE = ("hugepages.py run [-h] [--json] [--mode {on,thp,hugetlb,off}]\n"
          "                        [--output FILE] [--] COMMAND [ARGUMENT ...]")
@@ -163,12 +169,47 @@ class Sampler:
 
 # The lines that the interpreters write.
 
+# How many arenas are plain memory at first (Objects/hugepages/arena.c): four
+# of pymalloc, one and eight of the two heaps of medium blocks.
+FIRST = 13
+
+
+@dataclasses.dataclass
+class Statistics:
+    """What one process has written.  Numbers of arenas."""
+
+    # By kind.
+    peak: typing.Dict[str, int]
+    # The tier of those that the pool had no page for: THP, or plain pages
+    # where that cannot be had.
+    next_tier: str = "thp"
+    # How many of that tier had not asked the pool: the first ones.
+    never_asked: int = 0
+
+
+def _count_first(entry):
+    """The next tier, and how many arenas of it never asked the pool.
+
+    Each arena that asked and was refused got a page of that tier.  Those
+    beyond the number of refusals had not asked; at one time a process has
+    FIRST of these at most.  Where arenas have come and gone, pages of the pool
+    may take the place of first arenas, so that all count as if they had asked.
+    """
+    tier = "plain" if entry["thp"].get("unusable") else "thp"
+    refused = sum(map(int, entry["hugetlb"].get("refused", {}).values()))
+    ever = int(entry[tier]["ever"])
+    if ever > int(entry[tier]["peak"]):
+        return tier, 0
+    return tier, min(FIRST, max(0, ever - refused))
+
+
 def parse_statistics(text):
-    """{PID: {tier: peak number of arenas}} of the lines of a statistics file.
+    """{PID: Statistics} of the lines of a statistics file.
 
     Whatever is no such line is passed over: a process may have been killed
     while it wrote.  Of several lines with one PID (an interpreter in a program
-    may be finalized more than once) the highest numbers count.
+    may be finalized more than once) the highest numbers count; as the later
+    lines go on from the earlier ones, the last one's first arenas.
     """
     found = {}
     for line in text.splitlines():
@@ -176,11 +217,15 @@ def parse_statistics(text):
             entry = json.loads(line)
             pid = int(entry["pid"])
             peaks = {tier: int(entry[tier]["peak"]) for tier in TIERS}
-        except (ValueError, KeyError, TypeError):
+            # Interpreters of before there were large blocks write nothing.
+            peaks["large"] = int(entry.get("large", {"peak": 0})["peak"])
+            next_tier, never_asked = _count_first(entry)
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        old = found.setdefault(pid, peaks)
-        for tier in TIERS:
-            old[tier] = max(old[tier], peaks[tier])
+        old = found.setdefault(pid, Statistics(peaks))
+        for kind in KINDS:
+            old.peak[kind] = max(old.peak[kind], peaks[kind])
+        old.next_tier, old.never_asked = next_tier, never_asked
     return found
 
 
@@ -198,8 +243,8 @@ class Outcome:
     wall: float                     # seconds
     minor_faults: int
     major_faults: int
-    # {PID: {tier: peak}}, exact.
-    statistics: typing.Dict[int, typing.Dict[str, int]]
+    # By PID, exact.
+    statistics: typing.Dict[int, Statistics]
     # Seen of each process that was an interpreter with the option, by (PID,
     # start time).
     seen: typing.Dict[typing.Tuple[int, int], Seen]
@@ -317,26 +362,27 @@ def execute(command, mode, stdout=None):
 def processes(outcome):
     """A list of dicts, one for each process that was an interpreter with the
     option: pid, source ("statistics" or "sampled"), peak.  Where it is sampled
-    there is looks, too, and peak["plain"] is None.  The command itself is the
-    first, if it is there."""
-    found = {pid: {"pid": pid, "source": "statistics", "peak": peaks}
-             for pid, peaks in outcome.statistics.items()}
+    there is looks, too, and peak["plain"] and peak["large"] are None.  The
+    command itself is the first, if it is there."""
+    found = {pid: {"pid": pid, "source": "statistics", "peak": each.peak}
+             for pid, each in outcome.statistics.items()}
     for seen in outcome.seen.values():
         found.setdefault(seen.pid, {
             "pid": seen.pid, "source": "sampled", "looks": seen.looks,
-            "peak": {"hugetlb": seen.hugetlb, "thp": seen.thp, "plain": None}})
+            "peak": {"hugetlb": seen.hugetlb, "thp": seen.thp, "plain": None,
+                     "large": None}})
     return sorted(found.values(),
                   key=lambda entry: (entry["pid"] != outcome.pid,
                                      entry["pid"]))
 
 
 def add_peaks(entries):
-    """{tier: sum of the peaks}; None for plain if it is known of none."""
+    """{kind: sum of the peaks}; None if it is known of none."""
     total = {}
-    for tier in TIERS:
-        known = [entry["peak"][tier] for entry in entries
-                 if entry["peak"][tier] is not None]
-        total[tier] = sum(known) if known else None
+    for kind in KINDS:
+        known = [entry["peak"][kind] for entry in entries
+                 if entry["peak"][kind] is not None]
+        total[kind] = sum(known) if known else None
     return total
 
 
@@ -361,8 +407,11 @@ def as_dict(outcome):
 
 def _tiers(peaks):
     plain = "unknown" if peaks["plain"] is None else f"{peaks['plain']:,}"
+    large = ""
+    if peaks["large"]:
+        large = f", {process.mib(peaks['large'] * process.ARENA_SIZE)} large"
     return (f"{peaks['hugetlb']:,} hugetlb, {peaks['thp']:,} THP, "
-            f"{plain} plain")
+            f"{plain} plain{large}")
 
 
 def _plural(number, noun):
