@@ -351,6 +351,8 @@ hugepages_os_resize(void *address, size_t old_size, size_t new_size,
     CHECK_EQUAL(resized->kind, CALL_ALIGNED);
     check_room(resized);
     if (new_size > old_size) {
+        /* The C library may have the old place before this returns. */
+        CHECK_EQUAL(hugepages_unit_of(address), HUGEPAGES_UNIT_FOREIGN);
         CHECK(resized->advised == 0 || resized->advised == old_size);
         if (resized->advised > 0) {
             resized->advised = new_size;
@@ -389,6 +391,7 @@ hugepages_os_unmap(void *address, size_t size, int *os_error)
         return HUGEPAGES_BUSY;
     }
     check_room(unmapped);
+    CHECK_EQUAL(hugepages_unit_of(address), HUGEPAGES_UNIT_FOREIGN);
     test_free_aligned(unmapped->memory, unmapped->memory_size);
     *unmapped = fake.mappings[--fake.mapping_count];
     return HUGEPAGES_OK;
@@ -1519,7 +1522,7 @@ test_heap_arenas(void)
 static void
 check_reuse(int count)
 {
-    unsigned char *memory[HUGEPAGES_LOOK_AT + 1];
+    unsigned char *memory[HUGEPAGES_LOOK_AT + 1] = {NULL};
     begin_test(PYMALLOC_HUGEPAGES_THP);
     for (int i = 0; i < count; i++) {
         /* All of one list, and only the first one is large enough, which is the
@@ -2000,7 +2003,7 @@ want_large(int count, unsigned char *memory[])
 static void
 test_large_unwanted(void)
 {
-    unsigned char *first[3], *wanted[3];
+    unsigned char *first[3] = {NULL}, *wanted[3] = {NULL};
     begin_test(PYMALLOC_HUGEPAGES_THP);
     hugepages_retained.bound = HUGEPAGES_KEEP_MOST_THP;
     want_large(3, first);

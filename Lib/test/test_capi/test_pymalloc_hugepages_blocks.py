@@ -505,6 +505,7 @@ class GrowthTests(BlocksTestCase):
                 end = ctypes.string_at(block + size - 2**20, 2**20)
                 assert not any(end)
             assert faults < 1000, faults
+            del end
             gc.collect()
             report(addresses=blocks)
             for block in blocks:
