@@ -3,8 +3,8 @@
 
    The fake hands out real memory, aligned as the contract says, and can refuse
    any call.  After each operation everything is looked at: the blocks that the
-   test holds, all blocks of the heaps with their lists, which memory is known to
-   be what, and the statistics. */
+   test holds, all blocks of the heaps with their lists, which memory is known
+   to be what, and the statistics. */
 
 #include <stddef.h>               // size_t
 
@@ -89,8 +89,8 @@ static struct {
 
     mapping mappings[MAX_MAPPINGS];
     int mapping_count;
-    /* In bytes: how far mappings can grow where they are from now on; what is in
-       memory of each arena. */
+    /* In bytes: how far mappings can grow where they are from now on; what is
+       in memory of each arena. */
     size_t room;
     size_t resident;
 
@@ -1517,16 +1517,16 @@ test_heap_arenas(void)
     end_test();
 }
 
-/* What was in use before is taken before what was not, if it is among the first
-   few of its list. */
+/* What was in use before is taken before what was not, if it is among the
+   first few of its list. */
 static void
 check_reuse(int count)
 {
     unsigned char *memory[HUGEPAGES_LOOK_AT + 1] = {NULL};
     begin_test(PYMALLOC_HUGEPAGES_THP);
     for (int i = 0; i < count; i++) {
-        /* All of one list, and only the first one is large enough, which is the
-           last one there. */
+        /* All of one list, and only the first one is large enough, which is
+           the last one there. */
         memory[i] = alloc_block(i == 0 ? 2008 : 1990)->memory;
         (void)alloc_block(600);
     }
@@ -1657,7 +1657,7 @@ test_large_sizes(void)
     end_test();
 }
 
-/* A huge page is advised if the block fills it, but for an eighth of itself. */
+/* A huge page is advised if the block fills it, but for an eighth of that. */
 static void
 test_large_advice(void)
 {
@@ -1886,8 +1886,8 @@ test_large_without_leaf(void)
     end_test();
 }
 
-/* A large block that is freed is kept, and serves a request of half its size at
-   least. */
+/* A large block that is freed is kept, and serves a request of half its size
+   at least. */
 static void
 check_taken(size_t kept_units, size_t units, int is_taken)
 {
@@ -1939,8 +1939,8 @@ test_large_kept_whole(void)
     end_test();
 }
 
-/* How much is kept: large blocks count as the arenas that would fit them, under
-   the same bounds. */
+/* How much is kept: large blocks count as the arenas that would fit them,
+   under the same bounds. */
 static void
 test_large_bound(void)
 {
@@ -1980,8 +1980,8 @@ test_large_bound(void)
     end_test();
 }
 
-/* Take so many large blocks, and give them back in the order in which they came,
-   in an epoch. */
+/* Take so many large blocks, and give them back in the order in which they
+   came, in an epoch. */
 static void
 want_large(int count, unsigned char *memory[])
 {
@@ -2103,8 +2103,8 @@ test_large_not_begun(void)
     end_test();
 }
 
-/* Where memory is short, what nobody uses is given back before anybody has to do
-   without. */
+/* Where memory is short, what nobody uses is given back before anybody has to
+   do without. */
 static void
 test_kept_is_given_back(void)
 {
@@ -2176,7 +2176,7 @@ test_calloc(void)
     end_test();
 }
 
-/* From every size to every other one, when memory is there and when it is not. */
+/* From every size to every other one, with and without memory. */
 static void
 check_realloc(size_t old_size, size_t new_size, int tiers, int is_short)
 {
@@ -2519,7 +2519,8 @@ stress(int thread)
             check_block(mine, mine->memory, mine->size);
             if (number & 0x1000) {
                 hugepages_block_free(mine->memory);
-                mine->memory = (unsigned char *)hugepages_block_calloc(1, size);
+                mine->memory =
+                    (unsigned char *)hugepages_block_calloc(1, size);
             }
             else {
                 unsigned char *resized = (unsigned char *)

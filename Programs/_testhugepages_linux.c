@@ -945,8 +945,8 @@ test_fill(void)
     unmap(address, ARENA_SIZE);
 }
 
-/* Map memory that cannot grow where it is, or that can; *behind is the page that
-   keeps it from that, or NULL. */
+/* Map memory that cannot grow where it is, or that can; *behind is the page
+   that keeps it from that, or NULL. */
 static char *
 map_with_neighbour(size_t size, int can_grow, void **behind)
 {
@@ -1091,9 +1091,9 @@ test_resize_shrinks(void)
     }
 }
 
-/* The kernel has made two mappings of what was advised in part, and resizes one
-   only: nothing has changed then.  When all is advised they are one again; but
-   not to every kernel if the program has written to both. */
+/* The kernel has made two mappings of what was advised in part, and resizes
+   one only: nothing has changed then.  When all is advised they are one again;
+   but not to every kernel if the program has written to both. */
 static void
 check_partly_advised(size_t written)
 {
@@ -1334,7 +1334,7 @@ test_cycles_thp_misaligned(void)
     check_cycles(hugepages_os_map_thp);
 }
 
-/* Sizes that go up and down, with others between, so that it moves sometimes. */
+/* Sizes that go up and down, with others between, so that some move. */
 static void
 check_resize_cycles(void)
 {

@@ -1,6 +1,6 @@
-/* Objects/hugepages but for the OS layer, which the file that includes this has
-   its own of: a fake, or a real one.  In the order of static.c, with stand-ins
-   for what blocks.c takes from obmalloc.c. */
+/* Objects/hugepages but for the OS layer, which the file that includes this
+   has its own of: a fake, or a real one.  In the order of static.c, with
+   stand-ins for what blocks.c takes from obmalloc.c. */
 
 #ifndef Py_TESTHUGEPAGES_ROOM_H
 #define Py_TESTHUGEPAGES_ROOM_H

@@ -242,7 +242,8 @@ hugepages_grow_large(hugepages_large *large, size_t new_size)
     void *moved = NULL;
     int os_error;
     /* mremap() takes one mapping, and the kernel has made two of it if only a
-       part was advised. */
+       part was advised.  Advising the rest may not make them one again; then
+       the block is copied, this once: what grows is advised whole. */
     if (large->advised > 0 && large->advised < old_size) {
         if (hugepages_advise_large(large, old_size) < 0) {
             return NULL;
@@ -291,6 +292,7 @@ hugepages_large_resize(void *memory, size_t size)
     large->used = size;
     /* If this fails, then what was added is on base pages. */
     if (is_growing && large->advised < large->size
+        && (hugepages_tiers() & PYMALLOC_HUGEPAGES_THP)
         && hugepages_advise_large(large, large->size) == 0)
     {
         large->advised = large->size;
