@@ -695,7 +695,7 @@ hugepages_is_keepable(const void *address, hugepages_kind kind)
     case HUGEPAGES_THP:
         return (hugepages_state.allowed & PYMALLOC_HUGEPAGES_THP) != 0;
     default:
-        return hugepages_tiers() != PYMALLOC_HUGEPAGES_OFF
+        return (hugepages_tiers() & PYMALLOC_HUGEPAGES_THP) != 0
                && hugepages_is_aligned(address);
     }
 }

@@ -97,8 +97,8 @@ hugepages_block_free(void *memory)
 }
 
 /* Give a block of a unit that is not foreign another size without copying it.
-   Return where it is then, or NULL if it cannot be; set *old_size to what its
-   user may use of it now. */
+   Return where it is then, or NULL if it cannot be; set *old_size to what is to
+   be copied then. */
 static void *
 hugepages_resize_block(void *memory, hugepages_unit unit, size_t size,
                        size_t *old_size)

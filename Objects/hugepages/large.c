@@ -226,11 +226,12 @@ hugepages_large_free(void *memory)
     }
 }
 
-/* How many bytes the caller of hugepages_large_alloc() may use. */
+/* How many bytes the caller of hugepages_large_alloc() has asked for.  Who
+   copies more touches what nobody has used. */
 static size_t
 hugepages_large_size(void *memory)
 {
-    return hugepages_large_of(memory)->size - HUGEPAGES_LARGE_OFFSET;
+    return hugepages_large_of(memory)->used;
 }
 
 /* Let a mapping grow, and move if it must.  Return where it is then, or NULL,
