@@ -275,6 +275,8 @@ class PerfTests(unittest.TestCase):
         self.assertTrue(perf.wall_time_is_possible(counts(11e6)))
         self.assertFalse(perf.wall_time_is_possible(counts(1500)))
         self.assertFalse(perf.wall_time_is_possible(counts(None)))
+        self.assertFalse(perf.wall_time_is_possible(counts(7e6)))
+        self.assertTrue(perf.wall_time_is_possible(counts(7e6), threads=2))
 
     @unittest.skipUnless(shutil.which("perf"), "needs perf")
     def test_real_perf(self):

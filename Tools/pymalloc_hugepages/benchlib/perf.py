@@ -101,17 +101,18 @@ def _first_reason(stderr):
     return ""
 
 
-def wall_time_is_possible(counts):
-    """Whether the wall time can be true.
+def wall_time_is_possible(counts, threads=1):
+    """Whether the wall time can be true of a command that has had so many
+    threads at work at once, at most.
 
     perf reads its clock after it has let the command go.  When it loses the
     processor in between (perf 6.1 to its own child: one short command in ten,
     with a millisecond counted as a microsecond), the time is too short: less
-    than the processor time of a command that has one thread.
+    than the processor time of each thread.
     """
     slack = 2e6     # ns; processor time includes the start of perf's child
     cpu_time = sum(counts.get(name, 0.0) for name in CPU_TIMES)
-    return (counts[WALL_TIME] or 0.0) >= cpu_time - slack
+    return (counts[WALL_TIME] or 0.0) >= cpu_time / threads - slack
 
 
 def probe(command):
