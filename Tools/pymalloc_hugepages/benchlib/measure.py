@@ -390,7 +390,8 @@ _PROMISED = {"hugetlb": ("hugetlb",), "thp": ("thp",),
 
 # So small that they may do without a huge page: it would cost more than it
 # saves.
-_MAY_BE_PLAIN = {STARTUP, *bench_small.WORKLOADS}
+_MAY_BE_PLAIN = {STARTUP, "dict_churn", "echo_server",
+                 *bench_small.WORKLOADS}
 
 
 def judge_pages(configuration, workload, peak, pool_pages):
