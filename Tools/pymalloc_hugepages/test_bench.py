@@ -363,7 +363,7 @@ class ConfigurationTests(unittest.TestCase):
     def test_judge_pages(self):
         page = memory.HUGE_PAGE_SIZE
 
-        def judge(switch, hugetlb, thp, pool=10, workload="dict_churn"):
+        def judge(switch, hugetlb, thp, pool=10, workload="mixed_sizes"):
             return measure.judge_pages(
                 measure.Configuration("a", "/python", switch), workload,
                 {"rss": 1, "hugetlb": hugetlb * page, "thp": thp * page}, pool)
@@ -373,7 +373,7 @@ class ConfigurationTests(unittest.TestCase):
         for bad in (("hugetlb", 0, 5), ("thp", 5, 0), ("on", 0, 0)):
             self.assertIn("no huge page", judge(*bad), bad)
         self.assertIn("used up", judge("hugetlb", 10, 0))
-        for small in "startup", "thread_server":
+        for small in "startup", "thread_server", "dict_churn", "echo_server":
             self.assertIsNone(judge("thp", 0, 0, workload=small))
 
 
@@ -1050,9 +1050,10 @@ class DriverTests(ScratchDirectory):
                           for r in self.results()["runs"]}, {250_000_000})
 
     def test_switch_without_effect_is_a_problem(self):
-        done = self.drive("--config", f"a={sys.executable},switch=hugetlb")
-        self.assert_one_line(done, "a dict_churn: no huge page was used", 1)
-        self.assertIn("Problem: a dict_churn: no huge page", done.stdout)
+        done = self.drive("--config", f"a={sys.executable},switch=hugetlb",
+                          "--workload", "mixed_sizes")
+        self.assert_one_line(done, "a mixed_sizes: no huge page was used", 1)
+        self.assertIn("Problem: a mixed_sizes: no huge page", done.stdout)
 
     def test_plot_that_cannot_be_drawn_costs_no_result(self):
         done = self.drive("--config", f"a={sys.executable}",
