@@ -16,6 +16,8 @@
 #define _PyMem_GetHugePagesStats retain_get_stats
 #define _PyMem_ReleaseHugePages retain_release
 #define _PyMem_HugePagesCollected retain_collected
+/* Medium and large blocks have their tests in _testhugepages_blocks.c. */
+#define TEST_NO_BLOCKS
 #include "_testhugepages_room.h"
 
 // --- the fake OS layer -----------------------------------------------------
@@ -159,32 +161,6 @@ hugepages_os_advise(void *address, size_t size, int *os_error)
         }
     }
     FAIL("advice for %p, which is not mapped", address);
-    return HUGEPAGES_BUSY;
-}
-
-/* For the first arenas, medium and large blocks, which have their tests in
-   _testhugepages_blocks.c: none of these is called. */
-static void
-hugepages_os_fill(void *Py_UNUSED(address), size_t Py_UNUSED(size))
-{
-    FAIL("fill called");
-}
-
-static hugepages_result
-hugepages_os_resident(const void *Py_UNUSED(address), size_t Py_UNUSED(size),
-                      size_t *Py_UNUSED(resident))
-{
-    FAIL("resident called");
-    return HUGEPAGES_NEVER;
-}
-
-static hugepages_result
-hugepages_os_resize(void *Py_UNUSED(address), size_t Py_UNUSED(old_size),
-                    size_t Py_UNUSED(new_size), size_t Py_UNUSED(alignment),
-                    void **Py_UNUSED(new_address), int *os_error)
-{
-    FAIL("resize called");
-    *os_error = 1;
     return HUGEPAGES_BUSY;
 }
 

@@ -65,6 +65,12 @@ hugepages_os_advise(void *Py_UNUSED(address), size_t Py_UNUSED(size),
     return HUGEPAGES_NEVER;
 }
 
+#endif  // TEST_LATER_ARENAS
+
+#if defined(TEST_LATER_ARENAS) || defined(TEST_NO_BLOCKS)
+
+/* What is called neither for later arenas nor for freed ones. */
+
 static void
 hugepages_os_fill(void *Py_UNUSED(address), size_t Py_UNUSED(size))
 {
@@ -89,7 +95,7 @@ hugepages_os_resize(void *Py_UNUSED(address), size_t Py_UNUSED(old_size),
     return HUGEPAGES_BUSY;
 }
 
-#endif  // TEST_LATER_ARENAS
+#endif  // TEST_LATER_ARENAS || TEST_NO_BLOCKS
 
 #if defined(__GNUC__)
 #  pragma GCC diagnostic pop

@@ -91,9 +91,9 @@ static const size_t hugepages_first_count[HUGEPAGES_USES] = {
     [HUGEPAGES_FOR_ROOMY] = HUGEPAGES_MOST_FIRST,
 };
 
-/* The plain memory of pymalloc from the third arena on (counted from 0) is
-   faulted in ahead, so many bytes at once: a program that has come so far soon
-   needs them, and a page that comes with others is cheaper. */
+/* The plain memory of pymalloc from the third arena on is faulted in ahead, so
+   many bytes at once: a program that has come so far soon needs them, and a
+   page that comes with others is cheaper. */
 #define HUGEPAGES_FILLED_FROM 2
 #define HUGEPAGES_FILLED_AT_ONCE ((size_t)128 * 1024)
 

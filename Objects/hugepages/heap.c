@@ -18,7 +18,7 @@
    "TLSF: a new dynamic memory allocator for real-time systems", ECRTS 2004):
    free blocks are kept in lists by size, 16 lists for each power of two, and
    two levels of bitmaps find the first list all of whose blocks are large
-   enough. Before that, other than there, the first few of the list of the very
+   enough.  Before that, other than there, the first few of the list of the very
    size are looked at: a program's blocks often have few sizes, and what is not
    taken from there is cut from memory that may not have been touched before.
    So finding one takes a short time always, and what is too much is split off
@@ -52,6 +52,7 @@ typedef struct hugepages_block {
     /* Of this block, 0 at the arena's end. */
     uint32_t size;
     uint32_t is_free;
+    /* So that what follows is aligned to the grain. */
     uint32_t unused;
     /* Of a free block: its neighbours in the list of its size.  Of one in use:
        where the caller's memory begins. */

@@ -11,7 +11,8 @@
    then it will soon fill it, or where it leaves little of it empty.
 
    A block grows within its mapping for nothing, and else by mremap(), which
-   moves page tables and no memory.  The explicit pages of a pool are not used:
+   moves page tables and no memory; but see hugepages_grow_large() for one of
+   which only a part was advised.  The explicit pages of a pool are not used:
    a process that is forked must copy each of those, and they cannot be moved
    on all kernels.
 

@@ -20,6 +20,8 @@ typedef enum {
     HUGEPAGES_UNIT_LARGE,       // the first unit of a large block
 } hugepages_unit;
 
+/* In bits: an address; an offset in a unit, which is as large as an arena; the
+   number of a unit in its leaf. */
 #define HUGEPAGES_ADDRESS_BITS 48
 #define HUGEPAGES_UNIT_BITS 21
 #define HUGEPAGES_LEAF_BITS 14
