@@ -26,6 +26,7 @@ typedef ssize_t Py_ssize_t;
 #  define SIZEOF_LONG __SIZEOF_LONG__
 #endif
 #define SIZEOF_VOID_P __SIZEOF_POINTER__
+#define Py_NO_INLINE
 #define Py_BUILD_CORE 1
 #define PYMALLOC_USE_HUGEPAGES 1
 #define ARENA_SIZE ((size_t)1 << 21)

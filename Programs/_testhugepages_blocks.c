@@ -1569,6 +1569,29 @@ test_heap_refused(void)
     end_test();
 }
 
+/* Plain memory that is not aligned is of no use, where huge pages have run
+   out: then it is aligned memory, and none is mapped for each block. */
+static void
+test_heap_not_aligned(void)
+{
+    const size_t first = hugepages_first_count[HUGEPAGES_FOR_DENSE];
+    begin_test(PYMALLOC_HUGEPAGES_HUGETLB);
+    fake.answers[CALL_EXPLICIT] = HUGEPAGES_BUSY;
+    while (hugepages_dense.arena_count <= first) {
+        block *added = alloc_block(BASE_PAGE_SIZE - 1);
+        REQUIRE(added != NULL);
+        CHECK(is_in_unit(added->memory, HUGEPAGES_UNIT_DENSE));
+    }
+    CHECK_EQUAL(count_arenas(HUGEPAGES_PLAIN), first + 1);
+    /* pymalloc takes what is not. */
+    int maps = fake.counts[CALL_ALIGNED];
+    for (int i = 0; i < FIRST + 1; i++) {
+        (void)alloc_arena();
+    }
+    CHECK_EQUAL(fake.counts[CALL_ALIGNED], maps + FIRST);
+    end_test();
+}
+
 /* A number of bytes from the least to the most: as often small as large. */
 static size_t
 random_size(uint32_t *state, size_t most)
@@ -2600,6 +2623,7 @@ const testhugepages_test testhugepages_blocks_tests[] = {
     {"blocks_heap_arenas", test_heap_arenas},
     {"blocks_heap_reuse", test_heap_reuse},
     {"blocks_heap_refused", test_heap_refused},
+    {"blocks_heap_not_aligned", test_heap_not_aligned},
     {"blocks_heap_random", test_heap_random},
     {"blocks_large_sizes", test_large_sizes},
     {"blocks_large_advice", test_large_advice},

@@ -1075,6 +1075,8 @@ test_reasons(void)
         CHECK(cases[i].thp == NULL
               ? stats.thp.unusable == NULL
               : strstr(stats.thp.unusable, cases[i].thp) != NULL);
+        /* Large blocks have THP. */
+        CHECK(stats.large.unusable == stats.thp.unusable);
         end_test();
     }
     begin_test();

@@ -268,7 +268,8 @@ _PyMem_GetHugePagesStats(_PyMem_HugePagesStats *stats)
                                hugepages_no_thp(system)),
         &stats->thp);
     hugepages_copy_stats(HUGEPAGES_PLAIN, NULL, &stats->plain);
-    hugepages_copy_stats(HUGEPAGES_LARGE, NULL, &stats->large);
+    /* Large blocks have THP or nothing. */
+    hugepages_copy_stats(HUGEPAGES_LARGE, stats->thp.unusable, &stats->large);
     hugepages_copy_stats(HUGEPAGES_RETAINED, NULL, &stats->retained);
     hugepages_os_unlock();
 }
@@ -542,27 +543,38 @@ hugepages_promote_first(hugepages_use use)
     }
 }
 
-/* Map and register an arena, or return NULL if there is no memory. */
-static void *
-hugepages_new_arena(int is_plain)
-{
-    hugepages_kind kind;
-    void *address = is_plain ? hugepages_map_promotable() : NULL;
-    if (address == NULL) {
-        address = hugepages_map_arena(PYMALLOC_HUGEPAGES_ON, &kind);
-        if (address != NULL) {
-            hugepages_register(address, kind);
-        }
-    }
-    return address;
-}
-
 /* Whether plain memory may be promoted: where no aligned memory was to be had,
    an arena has what stock CPython asks for. */
 static int
 hugepages_is_aligned(const void *address)
 {
     return ((uintptr_t)address & (ARENA_SIZE - 1)) == 0;
+}
+
+/* Map and register an arena, or return NULL if there is no memory.  One of a
+   heap is aligned even if it is plain memory, where the system can: the heaps
+   have no use for another one (see units.c). */
+static void *
+hugepages_new_arena(hugepages_use use, int is_plain)
+{
+    hugepages_kind kind;
+    void *address = is_plain ? hugepages_map_promotable() : NULL;
+    if (address != NULL) {
+        return address;
+    }
+    address = hugepages_map_arena(PYMALLOC_HUGEPAGES_ON, &kind);
+    if (address == NULL) {
+        return NULL;
+    }
+    hugepages_register(address, kind);
+    if (use != HUGEPAGES_FOR_POOLS && !hugepages_is_aligned(address)) {
+        void *aligned = hugepages_map_promotable();
+        if (aligned != NULL) {
+            hugepages_unmap_arena(address);
+            address = aligned;
+        }
+    }
+    return address;
 }
 
 /* Return an arena: one that was kept, or a new one; NULL if there is none. */
@@ -579,10 +591,10 @@ hugepages_alloc_arena(hugepages_use use)
     }
     if (address == NULL) {
         hugepages_note_missed(1);
-        address = hugepages_new_arena(is_plain);
+        address = hugepages_new_arena(use, is_plain);
         /* What is kept may be large blocks, or plain memory. */
         if (address == NULL && hugepages_release_all() > 0) {
-            address = hugepages_new_arena(is_plain);
+            address = hugepages_new_arena(use, is_plain);
         }
     }
     if (address == NULL) {

@@ -159,9 +159,14 @@ static hugepages_result hugepages_os_resident(const void *address, size_t size,
 
 /* Give such a mapping another size, of which the same is true as of the first
    one, and set *new_address to where it is then, which may be elsewhere.  The
-   content is kept as far as both sizes go; what is added is zeroed.  If it
-   grows, all of it must have been advised, or none.  HUGEPAGES_BUSY if it
-   cannot be; then it is unchanged. */
+   content is kept as far as both sizes go; what is added is zeroed.
+   HUGEPAGES_BUSY if it cannot be; then it is unchanged.
+
+   If it grows, all of it must have been advised, or none.  Where a part was
+   advised before the rest, the rest must have been written to before that:
+   Linux makes two mappings of it for a while, and one again if they share
+   their bookkeeping (anon_vma), which a mapping gets with its first page and
+   has in common with those that it is divided into later. */
 static hugepages_result hugepages_os_resize(void *address, size_t old_size,
                                             size_t new_size, size_t alignment,
                                             void **new_address,

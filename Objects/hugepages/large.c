@@ -11,8 +11,7 @@
    then it will soon fill it, or where it leaves little of it empty.
 
    A block grows within its mapping for nothing, and else by mremap(), which
-   moves page tables and no memory; but see hugepages_grow_large() for one of
-   which only a part was advised.  The explicit pages of a pool are not used:
+   moves page tables and no memory.  The explicit pages of a pool are not used:
    a process that is forked must copy each of those, and they cannot be moved
    on all kernels.
 
@@ -124,6 +123,16 @@ hugepages_pop_large_stray(size_t mapping_size)
     return stray;
 }
 
+/* Write to the end of a mapping, which is not to be advised, so that the kernel
+   can make one mapping of it and the advised begin again when both are: see
+   hugepages_os_resize().  The block reaches there, so the page is not wasted.
+   */
+static void
+hugepages_touch_rest(void *mapping, size_t advised)
+{
+    *((volatile char *)mapping + advised) = 0;
+}
+
 /* Map a large block, and count it; say whether it is zeroed. */
 static hugepages_large *
 hugepages_map_large(size_t mapping_size, size_t size, int has_grown,
@@ -141,8 +150,11 @@ hugepages_map_large(size_t mapping_size, size_t size, int has_grown,
             return NULL;
         }
         advised = hugepages_large_to_advise(mapping_size, size, has_grown);
+        if (advised > 0 && advised < mapping_size) {
+            hugepages_touch_rest(mapping, advised);
+        }
     }
-    /* Before anything is written, which would put a base page there. */
+    /* Before anything is written there, which would put a base page there. */
     if (hugepages_advise_large(mapping, advised) < 0
         || hugepages_set_unit(mapping, HUGEPAGES_UNIT_LARGE) < 0)
     {
@@ -244,8 +256,7 @@ hugepages_grow_large(hugepages_large *large, size_t new_size)
     void *moved = NULL;
     int os_error;
     /* mremap() takes one mapping, and the kernel has made two of it if only a
-       part was advised.  Advising the rest may not make them one again; then
-       the block is copied, this once: what grows is advised whole. */
+       part was advised. */
     if (large->advised > 0 && large->advised < old_size) {
         if (hugepages_advise_large(large, old_size) < 0) {
             return NULL;

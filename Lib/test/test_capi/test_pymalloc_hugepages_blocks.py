@@ -481,6 +481,26 @@ class GrowthTests(BlocksTestCase):
         self.check_large_blocks_move(4 * MIB - 4096)
         self.check_large_blocks_move(3 * MIB)
 
+    def test_partly_advised_block_moves(self):
+        # The kernel has two mappings of it, and must make one of them again,
+        # or it is copied.
+        script = '''
+            block = mem.malloc(7 * 2**20)
+            ctypes.memset(block, 1, 7 * 2**20)
+            # So that it cannot grow where it is.
+            others = [mem.malloc(7 * 2**20) for _ in range(4)]
+            before = status_of('VmRSS')
+            for size in 9, 11, 13:
+                block = mem.realloc(block, size * 2**20)
+            print(status_of('VmHWM') - before)
+        '''
+        with thp_mode('madvise'):
+            for switch in 'on', 'thp':
+                with self.subTest(switch=switch):
+                    out = assert_python_ok(*child_args(
+                        switch, BLOCKS + textwrap.dedent(script))).out
+                    self.assertLess(int(out), 4 * MIB)
+
     def check_large_blocks_move(self, size):
         script = f'''
             import resource

@@ -314,7 +314,8 @@ class FiguresTests(StatsTestCase):
                                      ('off', True, True)):
             with self.subTest(switch=switch):
                 [snapshot] = self.run_child(switch, 'report()')
-                for tier, left_out in ('hugetlb', hugetlb), ('thp', thp):
+                for tier, left_out in (('hugetlb', hugetlb), ('thp', thp),
+                                       ('large', thp)):
                     reason = snapshot.stats[tier]['unusable']
                     if left_out:
                         self.assertIn('switch', reason)
