@@ -543,8 +543,9 @@ hugepages_promote_first(hugepages_use use)
     }
 }
 
-/* Whether plain memory may be promoted: where no aligned memory was to be had,
-   an arena has what stock CPython asks for. */
+/* Whether an arena is aligned: where no aligned memory was to be had, it has
+   what stock CPython asks for, which can neither be promoted nor be a heap's.
+   */
 static int
 hugepages_is_aligned(const void *address)
 {

@@ -485,10 +485,11 @@ class GrowthTests(BlocksTestCase):
         # The kernel has two mappings of it, and must make one of them again,
         # or it is copied.
         script = '''
+            # Below others, so that it cannot grow where it is, and is not a
+            # part of an older mapping to the kernel.
+            others = [mem.malloc(7 * 2**20) for _ in range(4)]
             block = mem.malloc(7 * 2**20)
             ctypes.memset(block, 1, 7 * 2**20)
-            # So that it cannot grow where it is.
-            others = [mem.malloc(7 * 2**20) for _ in range(4)]
             before = status_of('VmRSS')
             for size in 9, 11, 13:
                 block = mem.realloc(block, size * 2**20)
@@ -499,6 +500,7 @@ class GrowthTests(BlocksTestCase):
                 with self.subTest(switch=switch):
                     out = assert_python_ok(*child_args(
                         switch, BLOCKS + textwrap.dedent(script))).out
+                    # A copy would take 7 MiB.
                     self.assertLess(int(out), 4 * MIB)
 
     def check_large_blocks_move(self, size):
