@@ -2287,9 +2287,13 @@ test_realloc_shrinks(void)
     CHECK(realloc_block(large, 0));
     CHECK(large->memory == memory);
     memset(fake.answers, 0, sizeof(fake.answers));
+    /* The end that was not advised stays. */
     CHECK(realloc_block(large, 2 * ARENA_SIZE));
     CHECK(large->memory == memory);
-    CHECK_EQUAL(large_mapping(large)->size, 3 * ARENA_SIZE);
+    CHECK_EQUAL(large_mapping(large)->size, 4 * ARENA_SIZE);
+    CHECK(realloc_block(large, ARENA_SIZE));
+    CHECK(large->memory == memory);
+    CHECK_EQUAL(large_mapping(large)->size, 2 * ARENA_SIZE);
     end_test();
 }
 

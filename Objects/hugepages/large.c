@@ -178,13 +178,19 @@ hugepages_unmap_large(hugepages_large *large)
     hugepages_drop_large_mapping(large, size);
 }
 
-/* Give the end of a mapping back, if the system takes it. */
+/* Give the end of a mapping back, if the system takes it.  An end that was not
+   advised stays: it is less than a huge page of memory, and without it a block
+   that is made too large, then cut, as binascii makes its results, would be too
+   small for the next one when it is kept. */
 static void
 hugepages_shrink_large(hugepages_large *large, size_t new_size)
 {
     void *same;
     int os_error;
     size_t old_size = large->size;
+    if (large->advised <= new_size) {
+        return;
+    }
     if (hugepages_os_resize(large, old_size, new_size, ARENA_SIZE, &same,
                             &os_error) == HUGEPAGES_OK)
     {
