@@ -179,7 +179,7 @@ hugepages_unmap_large(hugepages_large *large)
 }
 
 /* Give the end of a mapping back, if the system takes it.  An end that was not
-   advised stays: it is less than a huge page of memory, and without it a block
+   advised stays if it is no more than a huge page of memory: without it a block
    that is made too large, then cut, as binascii makes its results, would be too
    small for the next one when it is kept. */
 static void
@@ -188,7 +188,9 @@ hugepages_shrink_large(hugepages_large *large, size_t new_size)
     void *same;
     int os_error;
     size_t old_size = large->size;
-    if (large->advised <= new_size) {
+    if (large->advised <= new_size
+        && old_size - large->advised <= ARENA_SIZE)
+    {
         return;
     }
     if (hugepages_os_resize(large, old_size, new_size, ARENA_SIZE, &same,
