@@ -2295,6 +2295,19 @@ test_realloc_shrinks(void)
     CHECK(large->memory == memory);
     CHECK_EQUAL(large_mapping(large)->size, 2 * ARENA_SIZE);
     end_test();
+
+    /* But not if it is more than a huge page, because the kernel refused the
+       advice as the block grew. */
+    begin_test(PYMALLOC_HUGEPAGES_THP);
+    large = alloc_block(ARENA_SIZE / 2 + 1);
+    REQUIRE(large != NULL);
+    fake.answers[CALL_ADVISE] = HUGEPAGES_BUSY;
+    CHECK(realloc_block(large, 3 * ARENA_SIZE));
+    CHECK_EQUAL(large_mapping(large)->advised, 0);
+    CHECK_EQUAL(large_mapping(large)->size, 4 * ARENA_SIZE);
+    CHECK(realloc_block(large, ARENA_SIZE));
+    CHECK_EQUAL(large_mapping(large)->size, 2 * ARENA_SIZE);
+    end_test();
 }
 
 /* With the switch off nothing is here. */
