@@ -29,7 +29,7 @@ configurations:
 
 example:
   bench_pyperformance.py --config default=./python_default \\
-                         --config thp=./python,switch=thp --fast
+                         --config thp=./python,switch=thp
 
 files:
   DIRECTORY/tool                pyperformance and pyperf
@@ -66,15 +66,14 @@ def parse_arguments(args):
     which.add_argument("--all", action="store_true",
                        help="run all benchmarks that pyperformance has")
     parser.add_argument(
-        "--rounds", type=int, default=2, metavar="N",
-        help="runs of each benchmark with each configuration (default: 2, so "
-        "that each of two begins once)")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--fast", action="store_true",
-                        help="pyperf's --fast: fewer values, rough answers")
-    length.add_argument(
+        "--rounds", type=int, default=10, metavar="N",
+        help=f"how often {suite.PROCESSES_PER_ROUND} processes of each "
+        "benchmark are run with each configuration (default: 10, which makes "
+        "as many as pyperf's own)")
+    parser.add_argument(
         "--debug-single-value", action="store_true",
-        help="pyperf's: one value, to see whether a benchmark runs at all")
+        help="pyperf's, for each round: one value of one process, to see "
+        "whether a benchmark runs at all")
     parser.add_argument(
         "--directory", default=os.path.join("build", "pyperformance"),
         help="where environments and results go (default: %(default)s)")
@@ -82,9 +81,9 @@ def parse_arguments(args):
 
     if options.rounds < 1:
         raise BenchError(f"--rounds must be 1 or more, not {options.rounds}")
-    options.flags = [flag for flag, given in (
-        ("--fast", options.fast),
-        ("--debug-single-value", options.debug_single_value)) if given]
+    options.flags = (
+        ["--debug-single-value"] if options.debug_single_value
+        else ["--processes", str(suite.PROCESSES_PER_ROUND)])
     options.directory = os.path.abspath(options.directory)
     options.configs = measure.parse_configurations(options.configs or ())
     return options

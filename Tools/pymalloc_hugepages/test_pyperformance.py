@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,37 +29,38 @@ from test_bench import FakeKernelPool
 SCRIPT = HERE / "bench_pyperformance.py"
 
 # The interpreter of the environment: knows the commands of the two modules
-# that are used, keeps a line of each run in "calls", and writes results that are a
-# list of names.  FAKE_SUITE says which benchmark fails or hangs.
+# that are used, and tells of FAKE_BENCHMARK as the command of a benchmark.
+# FAKE_SUITE says which benchmark fails or hangs, and where.
 FAKE_TOOL = r"""
-import json, os, sys, time
+import json, os, shlex, sys
 assert sys.argv[1:3] == ["-u", "-m"], sys.argv
 module, action, *args = sys.argv[3:]
 mode, _, what = os.environ.get("FAKE_SUITE", "").partition("=")
 if action == "list":
     print("'all' benchmarks:\n- one\n- two\n- nbody\n\nTotal: 3 benchmarks")
 elif action == "run":
+    args.remove("--debug-single-value")
     options = dict(zip(args[::2], args[1::2]))
     name = options["--benchmarks"]
-    with open("calls", "a") as file:
+    assert os.path.isdir(os.path.dirname(options["--output"])), options
+    with open("prepared", "a") as file:
         json.dump([name, os.environ.get("PYTHON_PYMALLOC_HUGEPAGES"),
-                   options.get("--inherit-environ", ""), args[8:]], file)
+                   options.get("--inherit-environ", "")], file)
         file.write("\n")
-    if mode == "hang" and name == what:
-        with open("hanging", "w") as file:
-            file.write(str(os.getpid()))
-        time.sleep(600)
+    print("# pip install something")
+    print("#", shlex.join([sys.executable, os.path.abspath("a benchmark.py"),
+                           name, "--its-own", "two words"]),
+          "--debug-single-value --output x")
     if mode == "fail" and name == what:
         print("ModuleNotFoundError: No module named 'nothing'\n"
               f"ERROR: Benchmark {name} failed: Benchmark died\n"
               "RuntimeError: Benchmark died\n\nERROR: No benchmark was run")
         sys.exit(1)
-    with open(options["--output"], "w") as file:
-        json.dump([name], file)
 elif action == "convert":
     first, _, second, _, output = args
     with open(first) as a, open(second) as b, open(output, "x") as file:
-        json.dump(json.load(a) + json.load(b), file)
+        json.dump({"names": json.load(a)["names"] + json.load(b)["names"]},
+                  file)
 elif action == "compare_to":
     files = [os.path.basename(arg) for arg in args if arg[:2] != "--"]
     print("Benchmarks with tag 'x':\n=====\n\nnot this\n\n"
@@ -72,6 +74,36 @@ elif action == "compare_to":
                   "- two: 1 ms -> 3 ms: 3.00x slower\n")
         print("Faster (1):\n- nbody: 2 ms -> 1 ms: 2.00x faster\n\n"
               "Geometric mean: 1.05x faster")
+"""
+
+# A benchmark: keeps a line of each run in "calls", and writes as results its
+# name and how often its code ran.  The script of "two" has two benchmarks.
+FAKE_BENCHMARK = r"""
+import json, os, sys, time
+name, *own = sys.argv[1:4]
+assert own == ["--its-own", "two words"], own
+args = sys.argv[4:]
+options = dict(zip(args[::2], args[1::2]))
+mode, _, what = os.environ.get("FAKE_SUITE", "").partition("=")
+with open("calls", "a") as file:
+    json.dump([name, os.environ.get("PYTHON_PYMALLOC_HUGEPAGES"),
+               options.get("--inherit-environ", ""),
+               {key: value for key, value in options.items() if key in
+                ("--processes", "--loops", "--timeout")}], file)
+    file.write("\n")
+if mode == "hang" and name == what:
+    with open("hanging", "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(600)
+if mode == "die" and name == what:
+    print("ZeroDivisionError: division by zero")
+    sys.exit(1)
+if mode == "slow" and name == what:
+    sys.exit(124)
+with open(options["--output"], "w") as file:
+    json.dump({"metadata": {"loops": 4}, "names": [name],
+               "benchmarks": [{"metadata": {"name": name}}]
+                             * (2 if name == "two" else 1)}, file)
 """
 
 
@@ -91,6 +123,7 @@ class SuiteTests(unittest.TestCase):
         python.write_text(f"#!{sys.executable}\n{FAKE_TOOL}")
         python.chmod(0o755)
         pathlib.Path(tool._stamp).write_text(tool._wanted)
+        (self.directory / "a benchmark.py").write_text(FAKE_BENCHMARK)
         # Should it be made anew nevertheless, that must fail at once, and not
         # measure in earnest.
         self.environment = dict(os.environ, PIP_NO_INDEX="1",
@@ -109,16 +142,20 @@ class SuiteTests(unittest.TestCase):
             env=dict(self.environment, **env), stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, universal_newlines=True)
 
-    def calls(self):
+    def lines(self, name):
         return [json.loads(line) for line in
-                (self.directory / "calls").read_text().splitlines()]
+                (self.directory / name).read_text().splitlines()]
+
+    def calls(self):
+        return self.lines("calls")
 
     def folder(self):
         (folder,) = self.directory.glob("results-*")
         return folder
 
     def results(self, label):
-        return json.loads((self.folder() / f"{label}.json").read_text())
+        return json.loads(
+            (self.folder() / f"{label}.json").read_text())["names"]
 
     def assert_one_line(self, done, pattern, status=2):
         self.assertEqual(done.returncode, status, done.stderr)
@@ -130,7 +167,7 @@ class SuiteTests(unittest.TestCase):
 
     def test_configurations_take_turns(self):
         done = self.run_suite("--benchmark", "one", "--benchmark", "two",
-                              "--rounds", "2", "--fast")
+                              "--rounds", "2")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(
             [(name, switch) for name, switch, _, _ in self.calls()],
@@ -138,8 +175,11 @@ class SuiteTests(unittest.TestCase):
              ("one", "thp"), ("one", None), ("two", None), ("two", "thp")])
         for label in ("base", "huge"):
             self.assertEqual(self.results(label), ["one", "two"] * 2)
-        self.assertEqual({tuple(rest)[:1] for *_, rest in self.calls()},
-                         {("--fast",)})
+        # What is needed is installed once.
+        self.assertEqual([(name, switch)
+                          for name, switch, _ in self.lines("prepared")],
+                         [("one", None), ("one", "thp"),
+                          ("two", "thp"), ("two", None)])
         self.assertRegex(done.stdout, r"^\| table of base.json huge.json\n")
         self.assertNotIn("not this", done.stdout)
         self.assertIn("Geometric mean, huge against base: 1.05x faster\n",
@@ -147,19 +187,33 @@ class SuiteTests(unittest.TestCase):
         self.assertRegex(done.stdout, "Significantly slower with huge.*: none")
         self.assertIn("pyperformance==", done.stdout)
 
+    def test_options_reach_the_benchmark(self):
+        self.run_suite("--benchmark", "one", "--benchmark", "two",
+                       "--rounds", "2")
+        usual = {"--processes": "2", "--timeout": "600"}
+        self.assertEqual(
+            [options for name, *_, options in self.calls() if name == "one"],
+            [usual] + [usual | {"--loops": "4"}] * 3)
+        # What is right for one of several may not be right for another.
+        self.assertEqual(
+            [options for name, *_, options in self.calls() if name == "two"],
+            [usual] * 4)
+
     def test_environment_reaches_the_benchmark(self):
         self.run_suite("--benchmark", "one", "--rounds", "1",
                        configs=["a", "b,switch=thp,env=LD_PRELOAD=libc.so.6",
                                 "c,env=PYTHONMALLOC=malloc"],
                        PIP_INDEX_URL="x", PYTHONMALLOC="debug")
-        inherited = [set(names.split(",")) for _, _, names, _ in self.calls()]
-        for names in inherited:
-            self.assertIn("PIP_INDEX_URL", names)
-        self.assertEqual(
-            [names & {"PYTHON_PYMALLOC_HUGEPAGES", "LD_PRELOAD",
-                      "PYTHONMALLOC"} for names in inherited],
-            [set(), {"PYTHON_PYMALLOC_HUGEPAGES", "LD_PRELOAD"},
-             {"PYTHONMALLOC"}])
+        for file in ("prepared", "calls"):
+            inherited = [set(names.split(","))
+                         for _, _, names, *_ in self.lines(file)]
+            for names in inherited:
+                self.assertIn("PIP_INDEX_URL", names)
+            self.assertEqual(
+                [names & {"PYTHON_PYMALLOC_HUGEPAGES", "LD_PRELOAD",
+                          "PYTHONMALLOC"} for names in inherited],
+                [set(), {"PYTHON_PYMALLOC_HUGEPAGES", "LD_PRELOAD"},
+                 {"PYTHONMALLOC"}])
 
     def test_slower(self):
         done = self.run_suite("--benchmark", "one", FAKE_SUITE="slower")
@@ -170,16 +224,24 @@ class SuiteTests(unittest.TestCase):
         self.assertNotIn("nbody", done.stdout)
 
     def test_others_go_on_after_a_failure(self):
-        done = self.run_suite("--benchmark", "two", "--benchmark", "one",
-                              FAKE_SUITE="fail=two")
-        self.assertEqual(done.returncode, 1)
-        for label in ("base", "huge"):
-            self.assertIn(f"Could not be run: two ({label}): "
-                          "ModuleNotFoundError: No module named 'nothing'\n",
-                          done.stdout)
-            self.assertEqual(self.results(label), ["one", "one"])
-        # It is not tried again in the second round.
-        self.assertEqual([name for name, *_ in self.calls()].count("two"), 2)
+        for mode, reason in (
+                ("fail", "ModuleNotFoundError: No module named 'nothing'"),
+                ("die", "ZeroDivisionError: division by zero"),
+                ("slow", "a process of it did not end within 600 seconds")):
+            with self.subTest(mode):
+                done = self.run_suite("--benchmark", "two", "--benchmark",
+                                      "one", "--rounds", "2",
+                                      FAKE_SUITE=f"{mode}=two")
+                self.assertEqual(done.returncode, 1)
+                for label in ("base", "huge"):
+                    self.assertIn(f"Could not be run: two ({label}): "
+                                  f"{reason}\n", done.stdout)
+                    self.assertEqual(self.results(label), ["one", "one"])
+                # It is not tried again in the second round.
+                self.assertEqual([name for name, *_ in self.lines("prepared")]
+                                 .count("two"), 2)
+                shutil.rmtree(self.folder())
+                (self.directory / "prepared").unlink()
 
     def test_all_and_default(self):
         self.run_suite("--all", "--rounds", "1")
@@ -215,7 +277,7 @@ class SuiteTests(unittest.TestCase):
                     f"{name}.*give a folder that")
 
     def test_library_that_is_not_preloaded(self):
-        done = self.run_suite("--benchmark", "one", configs=[
+        done = self.run_suite("--benchmark", "one", "--rounds", "2", configs=[
             "base", "bad,env=LD_PRELOAD=libnone.so.1"])
         self.assert_one_line(done, "bad left out: .*'libnone.so.1'", 1)
         self.assertEqual([name for name, *_ in self.calls()], ["one"] * 2)
@@ -362,8 +424,8 @@ class PoolTests(unittest.TestCase):
                        "benchmarks": ["one", "two"], "rounds": 2, "flags": [],
                        "runs": [], "failures": [], "problems": []}
             tool = mock.Mock()
-            tool.run = lambda configuration, benchmark, flags, log, results: (
-                pathlib.Path(results).touch())
+            tool.run = lambda configuration, command, options, log, results: (
+                pathlib.Path(results).write_text('{"benchmarks": []}'))
             runs = suite.Suite(session, directory, configurations, tool,
                                FakeKernelPool(directory),
                                Progress(io.StringIO()))

@@ -9,7 +9,9 @@ import datetime
 import json
 import os
 import re
+import shlex
 import subprocess
+import tempfile
 
 from . import BenchError, last_line
 from . import machine, measure, memory, process, report
@@ -46,8 +48,16 @@ BENCHMARKS = (
 # beforehand: 1 GiB.  Beyond that arenas get the next kind of page.
 AUTO_POOL_PAGES = 512
 
+# Processes in a row before it is another configuration's turn.  pyperf runs 20
+# with one and then 20 with the other, which takes minutes; in that time a
+# virtual machine can get faster or slower by 5 %.
+PROCESSES_PER_ROUND = 2
+
 # Of one process of a benchmark: the slowest takes less than one minute.
 TIMEOUT_SECONDS = 600
+
+# The status of a benchmark that pyperf has stopped for that.
+_TIMED_OUT = 124
 
 # A difference that is smaller is none that we report, in percent.
 MIN_PERCENT = 1
@@ -67,7 +77,7 @@ def new_session(configurations, rounds, flags):
             datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine.describe(),
         "rounds": rounds,               # as planned
-        "flags": list(flags),           # options of pyperf's
+        "flags": list(flags),           # options of pyperf's, for each run
         "requirements": pinned(),       # lines like "pyperf==1"
         # The first one is the baseline.
         "configurations": [measure.describe_configuration(c)
@@ -178,25 +188,58 @@ class Tool:
         return re.findall(r"^- (\S+)$", self.output(
             "pyperformance", "list", "--benchmarks", "all"), re.MULTILINE)
 
-    def run(self, configuration, benchmark, flags, log, results):
-        """Run a benchmark: its results are in the file of that name then, and
-        log, an open file, has what was printed.  Raise BenchError if it could
-        not be installed or run."""
+    def prepare(self, configuration, benchmark, log):
+        """Install what a benchmark needs, and try it.  Return the command that
+        runs it, to which options of pyperf's can be added.  log, an open file,
+        has what was printed then.  Raise BenchError if it could not be
+        installed or run."""
         env = configuration.environment()
-        inherited = _inherited_names(configuration, env)
-        options = ["--python", configuration.path, "--benchmarks", benchmark,
-                   "--timeout", str(TIMEOUT_SECONDS), "--output", results,
-                   *flags]
-        if inherited:
-            # The environment of a benchmark has nothing but what is named.
-            options += ["--inherit-environ", ",".join(inherited)]
-        # The environments for the interpreters come under the current folder.
+        with tempfile.TemporaryDirectory() as directory:
+            # The environments for the interpreters come under the current
+            # folder.
+            status, _ = process.run(
+                self.command(
+                    "pyperformance", "run", "--python", configuration.path,
+                    "--benchmarks", benchmark, "--debug-single-value",
+                    *_common_options(configuration, env,
+                                     os.path.join(directory, "results.json"))),
+                env=env, stdout=log, stderr=subprocess.STDOUT,
+                cwd=self._directory)
+        log.seek(0)
+        output = log.read()
+        commands = _COMMAND.findall(output)
+        if status or not commands:
+            raise BenchError(_reason(output, status))
+        return shlex.split(commands[-1])
+
+    def run(self, configuration, command, options, log, results):
+        """Run what prepare() has returned: the results are in the file of that
+        name then, and log, an open file, has what was printed.  Raise
+        BenchError if it fails."""
+        env = configuration.environment()
         status, _ = process.run(
-            self.command("pyperformance", "run", *options), env=env,
-            stdout=log, stderr=subprocess.STDOUT, cwd=self._directory)
+            [*command, *_common_options(configuration, env, results),
+             *options],
+            env=env, stdout=log, stderr=subprocess.STDOUT,
+            cwd=self._directory)
         if status or not os.path.exists(results):
             log.seek(0)
             raise BenchError(_reason(log.read(), status))
+
+
+# The command of a benchmark, which pyperformance prints, quoted for a shell:
+# the interpreter, the script and its own options, then those of pyperf's.
+_COMMAND = re.compile("^# (.+?) --debug-single-value ", re.MULTILINE)
+
+
+def _common_options(configuration, env, results):
+    """Options that pyperformance and pyperf share."""
+    options = ["--timeout", str(TIMEOUT_SECONDS), "--output", results]
+    inherited = _inherited_names(configuration, env)
+    if inherited:
+        # The environment of a benchmark has nothing but what is named.
+        options += ["--inherit-environ", ",".join(inherited)]
+    return options
 
 
 def _without_python_variables():
@@ -226,11 +269,13 @@ _SECOND_HAND = re.compile(
 
 
 def _reason(output, status):
-    """The last line of pyperformance's output that says why it has failed."""
+    """The last line of the output, pyperformance's or the benchmark's, that
+    says why it has failed."""
     # Its own account comes after what the benchmark has printed.
     output, *account = re.split("^ERROR: Benchmark ", output, maxsplit=1,
                                 flags=re.MULTILINE)
-    if account and "timed out" in account[0].partition("\n")[0]:
+    if (status == _TIMED_OUT
+        or account and "timed out" in account[0].partition("\n")[0]):
         return f"a process of it did not end within {TIMEOUT_SECONDS} seconds"
     errors = [line.strip() for line in output.splitlines()
               if _ERROR.match(line.strip())]
@@ -245,6 +290,19 @@ def _result_file(label):
     return f"{label}.json"
 
 
+def _loops_options(results):
+    """Options for another run like that of the results, so that it need not
+    find out again how often the code must run for its time to be measured.
+    None for a script of several benchmarks: each has a number of its own."""
+    with open(results) as file:
+        suite = json.load(file)
+    if len(suite["benchmarks"]) != 1:
+        return []
+    (benchmark,) = suite["benchmarks"]
+    metadata = {**suite.get("metadata", {}), **benchmark.get("metadata", {})}
+    return ["--loops", str(metadata.get("loops", 1))]
+
+
 class Suite:
     """The runs of one session: fills session and a folder of results."""
 
@@ -256,6 +314,8 @@ class Suite:
         self._pool = pool
         self._progress = progress
         self._left_out = set()          # pairs of (label, benchmark)
+        self._commands = {}             # by (label, benchmark): Tool.prepare()
+        self._loops = {}                # by benchmark: how often its code runs
 
     def _leave_out(self, label, reason):
         """Go on without a configuration."""
@@ -281,8 +341,9 @@ class Suite:
                 0 if described["pool"] == "empty" else int(described["pool"]))
 
     def measure(self):
-        """Run every benchmark once per round in every configuration, one after
-        the other, and let another configuration begin each time."""
+        """Run PROCESSES_PER_ROUND processes of every benchmark per round in
+        every configuration, one after the other, and let another configuration
+        begin each time."""
         rounds = self._session["rounds"]
         benchmarks = self._session["benchmarks"]
         self._progress.start(
@@ -310,8 +371,15 @@ class Suite:
         try:
             self._pool.set_available(pages)
             with open(log, "w+", errors="replace") as file:
-                self._tool.run(configuration, benchmark,
-                               self._session["flags"], file, new)
+                if (label, benchmark) not in self._commands:
+                    self._commands[label, benchmark] = self._tool.prepare(
+                        configuration, benchmark, file)
+                self._tool.run(
+                    configuration, self._commands[label, benchmark],
+                    [*self._session["flags"],
+                     *self._loops.get(benchmark, ())], file, new)
+            if benchmark not in self._loops:
+                self._loops[benchmark] = _loops_options(new)
             self._merge(new, label)
         except memory.PoolError as error:
             self._leave_out(label, error)
@@ -386,9 +454,9 @@ def render(tool, folder, session):
     lines.append(", ".join(session["requirements"]))
     lines.append(
         f"{len(session['benchmarks'])} benchmarks, rounds: "
-        f"{session['rounds']}, options: {' '.join(session['flags']) or 'none'}"
-        "; the configurations take turns, benchmark by benchmark, and another "
-        "one begins each time")
+        f"{session['rounds']}, each with {' '.join(session['flags'])}; the "
+        "configurations take turns, benchmark by benchmark, and another one "
+        "begins each time")
     lines += [f"Could not be run: {each['benchmark']} "
               f"({each['configuration']}): {each['reason']}"
               for each in session["failures"]]
