@@ -3,8 +3,9 @@
 
 Runs the workloads of bench_obmalloc.py and start-up, or those of
 bench_programs.py, bench_scale.py or bench_small.py, with any number of
-interpreters and settings, under perf stat.  Needs Linux, Python 3.9 or later
-and perf; root's rights to reserve huge pages; gnuplot for --plot and --html.
+interpreters and settings, under perf stat or perf record.  Needs Linux, Python
+3.9 or later and perf; root's rights to reserve huge pages; gnuplot for --plot
+and --html.
 """
 
 import argparse
@@ -89,6 +90,10 @@ def parse_arguments(args):
         "--loops", type=int, default=1, metavar="N",
         help="let each run do its workload N times in one process, and "
         "measure one turn, too (default: 1; not for startup)")
+    parser.add_argument(
+        "--profile", action="store_true",
+        help="measure where the processor time goes, by perf record: zeroing, "
+        "the rest of the kernel, the allocator, the interpreter")
     parser.add_argument("--runs", type=int, default=10, metavar="N",
                         help="timed runs of each workload (default: 10)")
     parser.add_argument(
@@ -179,7 +184,8 @@ def run_benchmark(options):
     progress.step("looking at the interpreters and perf")
     results = measure.new_results(options.configs, options.workloads,
                                   options.runs, seed, warm_size(options.warm),
-                                  options.loops, options.memory_runs)
+                                  options.loops, options.memory_runs,
+                                  options.profile)
     status = 0
     try:
         with memory.Pool() as pool:

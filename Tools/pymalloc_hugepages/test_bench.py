@@ -33,7 +33,7 @@ import bench_obmalloc
 import bench_programs
 import bench_scale
 import bench_small
-from benchlib import BenchError, measure, memory, perf, plot, report
+from benchlib import BenchError, measure, memory, perf, profile, plot, report
 from benchlib.progress import Progress
 
 
@@ -51,11 +51,23 @@ args = sys.argv[1:]
 if args == ["--version"]:
     print("perf version 0.0.fake")
     sys.exit()
-command = args[args.index("--") + 1:]
+command = args[args.index("--") + 1:] if "--" in args else []
 mode = os.environ.get("FAKE_PERF", "")
 timed = any("bench_obmalloc" in arg for arg in command)
 if mode == "forbidden":
     sys.exit("Error:\nAccess to performance monitoring is limited.\nadvice")
+if args[0] == "report":
+    if mode == "blind":
+        sys.exit("the file has no samples")
+    print(" 3000000 |[kernel.kallsyms] |[k] clear_page_erms\n"
+          " 6000000 |python            |[.] _PyObject_Malloc")
+    sys.exit()
+if args[0] == "record":
+    assert args[args.index("-e") + 1] == "cpu-clock", args
+    if mode == "no clock":
+        sys.exit("Error:\nno such clock")
+    with open(args[args.index("-o") + 1], "w"):
+        sys.exit(subprocess.call(command))
 if "instructions" in sys.argv[sys.argv.index("-e") + 1]:
     sys.exit("event syntax error: 'instructions'\n  usage")
 if mode.startswith("hang=") and timed:
@@ -297,6 +309,66 @@ class PerfTests(unittest.TestCase):
         with self.assertRaisesRegex(perf.CommandFailed, "Killed"):
             perf.stat(["page-faults"], [
                 sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"])
+
+
+class ProfileTests(unittest.TestCase):
+    def test_parts(self):
+        for part, functions in (
+                ("zeroing", [
+                    ("[kernel.kallsyms]", "[k] clear_page_erms"),
+                    ("[kernel.kallsyms]", "[k] __pi_clear_page"),
+                    ("[kernel.kallsyms]", "[k] clear_huge_page"),
+                    ("[kernel.kallsyms]", "[k] folio_zero_user")]),
+                ("rest of kernel", [
+                    ("[kernel.kallsyms]", "[k] clear_page_dirty_for_io"),
+                    ("[kernel.kallsyms]", "[k] exc_page_fault"),
+                    ("[kernel.kallsyms]", "[k] mi_free"),
+                    ("[hypervisor]", "[H] 0x1234")]),
+                ("allocator", [
+                    ("python", "[.] _PyObject_Free"),
+                    ("python", "[.] PyMem_RawMalloc"),
+                    ("python", "[.] hugepages_block_malloc"),
+                    ("python", "[.] address_in_range"),
+                    ("python", "[.] _mi_page_malloc"),
+                    ("libc.so.6", "[.] cfree@GLIBC_2.2.5"),
+                    ("libc.so.6", "[.] _int_malloc"),
+                    ("libjemalloc.so.2", "[.] 0x0000000000001234")]),
+                ("interpreter", [
+                    ("python", "[.] _PyEval_EvalFrameDefault"),
+                    ("python", "[.] PyObject_FreeSomething"),
+                    ("python", "[.] minor_collection"),
+                    ("libc.so.6", "[.] __memset_avx512_unaligned_erms"),
+                    ("[vdso]", "[.] 0x0000000000000986")])):
+            for library, symbol in functions:
+                with self.subTest(symbol):
+                    self.assertEqual(profile.part_of(library, symbol), part)
+
+    def test_parse(self):
+        self.assertEqual(
+            profile.parse_report(
+                "\n# a comment\n"
+                " 1500000 |python            |[.] _Py_Dealloc\n"
+                "  250000 |python            |[.] operator|(int)\n"
+                "  500000 |[kernel.kallsyms] |[k] do_exit\n"),
+            {"zeroing": 0, "rest of kernel": 500_000, "allocator": 0,
+             "interpreter": 1_750_000})
+
+    @unittest.skipUnless(shutil.which("perf"), "needs perf")
+    def test_real_perf(self):
+        # Longer than the clock's period, in the interpreter and in pymalloc.
+        script = "[bytearray(99) for i in range(300_000)]"
+        try:
+            times = profile.record([sys.executable, "-c", script])
+        except perf.PerfFailed as error:
+            self.skipTest(str(error))
+        self.assertEqual(set(times), set(profile.PARTS))
+        for part in ("allocator", "interpreter"):
+            self.assertGreater(times[part], 0)
+        # Nanoseconds: it takes more than a millisecond, and never a minute.
+        self.assertGreater(sum(times.values()), 1e6)
+        self.assertLess(sum(times.values()), 60e9)
+        with self.assertRaises(perf.CommandFailed):
+            profile.record([sys.executable, "-c", "raise SystemExit(7)"])
 
 
 class ConfigurationTests(unittest.TestCase):
@@ -579,6 +651,24 @@ class ReportTests(ScratchDirectory):
         self.assertEqual(lines[0], "One turn in a loop in one process")
         self.assertRegex(lines[4], r"first +0\.200 s .* \+0\.0%")
         self.assertTrue(any("takes 4 turns" in line for line in lines))
+
+    def test_profile(self):
+        results = fake_results(profiled=True)
+        for run_ in results["runs"]:
+            run_["counts"] = dict.fromkeys(profile.PARTS, 5e6)
+            if run_["configuration"] == "huge":
+                run_["counts"]["zeroing"] = 10e6
+        self.assertEqual(
+            self.table(results, "Where the processor time goes (ms)"), [
+                ["Workload, configuration", "all", *profile.PARTS],
+                ["first, base", "20.0"] + ["5.0 (25%)"] * 4,
+                ["first, huge", "25.0", "10.0 (40%)"] + ["5.0 (20%)"] * 3,
+                ["second, base"] + ["not run"] * 5,
+                ["second, huge"] + ["not run"] * 5])
+        lines = self.lines(results)
+        self.assertIn("first 5.0 ms (5.0-5.0) 10.0 ms (10.0-10.0) +100.0%",
+                      lines)
+        self.assertFalse([line for line in lines if "Not counted" in line])
 
     def test_variables(self):
         results = fake_results()
@@ -955,6 +1045,19 @@ class DriverTests(ScratchDirectory):
             # never a minute.
             self.assertGreater(run_["counts"]["turn_time"], 1e6)
             self.assertLess(run_["counts"]["turn_time"], 60e9)
+
+    def test_profile(self):
+        done = self.drive("--config", f"a={sys.executable}", "--profile")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertRegex(done.stdout, r"dict_churn, a +9\.0 +3\.0 \(33%\) "
+                         r"+0\.0 \(0%\) +6\.0 \(67%\) +0\.0 \(0%\)\n")
+        self.assertEqual([run_["counts"]["allocator"]
+                          for run_ in self.results()["runs"]], [6e6] * 2)
+        for mode, message in (("no clock", "no such clock"),
+                              ("blind", "the file has no samples")):
+            done = self.drive("--config", f"a={sys.executable}", "--profile",
+                              FAKE_PERF=mode)
+            self.assert_one_line(done, f"a left out: {message}", 1)
 
     def test_small(self):
         done = run(DRIVER, "--small", "--warm", "0", "--runs", "1",

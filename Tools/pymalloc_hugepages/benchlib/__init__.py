@@ -4,6 +4,7 @@
     memory      the pool of huge pages, warming free memory, peak memory
     process     commands that do not outlive the driver
     perf        one command under perf stat
+    profile     one command under perf record
     measure     which run comes when, and what came out of it
     report      tables
     plot        the same as SVG

@@ -19,7 +19,7 @@ import bench_programs
 import bench_scale
 import bench_small
 
-from . import BenchError, last_line, machine, memory, perf
+from . import BenchError, last_line, machine, memory, perf, profile
 
 
 # The script of each workload.
@@ -187,7 +187,7 @@ def check_available(workloads, pool):
 
 
 def new_results(configurations, workloads, rounds, seed, warm_size, loops=1,
-                memory_runs=1):
+                memory_runs=1, profiled=False):
     """The results before the first run.
 
     Raise BenchError if an interpreter does not start or perf cannot work.
@@ -204,6 +204,7 @@ def new_results(configurations, workloads, rounds, seed, warm_size, loops=1,
         "warm_size": warm_size,         # bytes touched before each run
         "loops": loops,                 # turns of a workload in a run
         "memory_runs": memory_runs,     # runs whose median is the peak memory
+        "profiled": profiled,           # perf record instead of perf stat
         "configurations": described,    # the first one is the baseline
         "workloads": list(workloads),
         "counted": counted,             # events and times, asked of perf
@@ -212,7 +213,8 @@ def new_results(configurations, workloads, rounds, seed, warm_size, loops=1,
         # in bytes, of a run that was not timed, or the medians of several
         "memory": [],
         # {"configuration", "workload", "round", "counts"}: one timed run;
-        # counts as of perf.parse_stat(), and TURN_TIME if there are turns
+        # counts as of perf.parse_stat(), and TURN_TIME if there are turns;
+        # or as of profile.record()
         "runs": [],
         "problems": [],                 # lines of text
     }
@@ -363,6 +365,10 @@ class Session:
                    if workload in bench_small.WORKLOADS else 1)
         for _ in range(TRIES):
             memory.warm(self._warm_size(workload, pages), pages)
+            if self._results["profiled"]:
+                return profile.record(
+                    configuration.command(workload, self._results["loops"]),
+                    configuration.environment())
             counts = self._stat(configuration, workload)
             if perf.wall_time_is_possible(counts, threads):
                 return counts

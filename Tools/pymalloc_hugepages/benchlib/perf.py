@@ -20,6 +20,8 @@ WALL_TIME = "duration_time"
 CPU_TIMES = ("user_time", "system_time")
 TIMES = (WALL_TIME, *CPU_TIMES)
 
+NOT_INSTALLED = "perf is not installed; on Debian: apt-get install linux-perf"
+
 _SEPARATOR = ";"        # not a comma: some locales write 1,5
 
 
@@ -76,8 +78,7 @@ def stat(events, command, env=None, stdout=subprocess.DEVNULL):
             status, stderr = process.run(perf + command, env=env,
                                          stdout=stdout)
         except FileNotFoundError:
-            raise BenchError(
-                "perf is not installed; on Debian: apt-get install linux-perf")
+            raise BenchError(NOT_INSTALLED)
         counts = parse_stat(output.read())
     if not counts:
         raise PerfFailed(_first_reason(stderr) or f"exit status {status}")

@@ -6,7 +6,7 @@ import typing
 
 import bench_scale
 
-from . import machine, perf
+from . import machine, perf, profile
 from .measure import STARTUP, TURN_TIME
 from .memory import MIB
 
@@ -15,7 +15,7 @@ NOT_COUNTED = "not counted"
 NOT_RUN = "not run"
 GEOMETRIC_MEAN = "geometric mean"
 
-_TIMES = (TURN_TIME, *perf.TIMES)
+_TIMES = (TURN_TIME, *perf.TIMES, *profile.PARTS)
 
 _TITLES = {
     TURN_TIME: "One turn in a loop in one process",
@@ -23,6 +23,7 @@ _TITLES = {
     "user_time": "User time",
     "system_time": "System time",
     "page-faults": "Page faults",
+    **{part: f"Processor time: {part}" for part in profile.PARTS},
 }
 
 
@@ -257,6 +258,24 @@ def scale_tables(results, by_event):
     return found
 
 
+def profile_table(results, by_event):
+    """The medians of the parts that the processor time is divided into, of
+    each workload in each configuration, and what part of all they are."""
+    rows = []
+    for workload in results["workloads"]:
+        for name in labels(results):
+            times = [by_event[part][workload, name].median / 1e6
+                     for part in profile.PARTS
+                     if (workload, name) in by_event.get(part, ())]
+            total = sum(times)
+            rows.append([f"{workload}, {name}"] + (
+                [f"{total:.1f}"] + [f"{each:.1f} ({each / total:.0%})"
+                                    for each in times]
+                if times else [NOT_RUN] * (len(profile.PARTS) + 1)))
+    return Table("Where the processor time goes (ms)",
+                 ["Workload, configuration", "all", *profile.PARTS], rows)
+
+
 def memory_table(results):
     """Which pages the workloads really got, and their peak memory."""
     peaks = {(m["workload"], m["configuration"]): m
@@ -300,6 +319,8 @@ def tables_by_event(results):
     by_event = samples(results)
     found = [(event, event_table(results, event, by_key))
              for event, by_key in by_event.items() if by_key]
+    if results.get("profiled"):
+        found.insert(0, (None, profile_table(results, by_event)))
     for event in (TURN_TIME, perf.WALL_TIME):
         found += [(None, table) for table in rival_tables(
             results, event, by_event.get(event))]
@@ -360,7 +381,11 @@ def notes(results):
                      "not hugetlb pages; peaks are "
                      + ("of a run that was not timed" if runs == 1 else
                         f"medians of {runs} runs that were not timed"))
-    if _uncounted(results):
+    if results.get("profiled"):
+        lines.append("Processor time from samples of perf's cpu-clock; with "
+                     "pages of 4 KiB, a part of their zeroing may be taken "
+                     "for the rest of the kernel")
+    elif _uncounted(results):
         lines.append("Not counted on this machine: "
                      + ", ".join(_uncounted(results)))
     return lines + [f"Problem: {problem}" for problem in results["problems"]]
