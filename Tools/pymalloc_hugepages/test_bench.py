@@ -563,6 +563,7 @@ def fake_results(**changes):
                     "thp_enabled": "madvise", "thp_defrag": "madvise",
                     "nr_hugepages": "0", "perf": "perf version 6.1"},
         "seed": 7, "rounds": 3, "warm_size": 0, "loops": 1, "memory_runs": 1,
+        "profiled": False,
         "configurations": [
             {"label": label, "path": "/python", "switch": switch,
              "pool": "auto", "version": "3.13.5 (main)", "configure_args": "",
