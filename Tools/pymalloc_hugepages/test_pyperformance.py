@@ -95,7 +95,10 @@ if mode == "hang" and name == what:
     with open("hanging", "w") as file:
         file.write(str(os.getpid()))
     time.sleep(600)
+# As pyperf does.
+assert not os.path.exists(options["--output"]), options
 if mode == "die" and name == what:
+    open(options["--output"], "x").close()
     print("ZeroDivisionError: division by zero")
     sys.exit(1)
 if mode == "slow" and name == what:

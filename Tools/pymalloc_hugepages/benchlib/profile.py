@@ -15,7 +15,7 @@ from . import BenchError, last_line, perf, process
 
 _EVENT = "cpu-clock"
 
-# Looks per second: as often as kernels allow without being asked, or rarer.
+# Looks per second: perf's own default.
 _FREQUENCY = 4000
 
 # The parts that the time is divided into; together they are all of it.

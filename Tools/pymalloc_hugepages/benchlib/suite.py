@@ -369,6 +369,10 @@ class Suite:
                     for described in self._session["configurations"]
                     if described["label"] == label)
         try:
+            # pyperf adds to no file, and a script of several benchmarks may
+            # have failed after the first.
+            if os.path.exists(new):
+                os.unlink(new)
             self._pool.set_available(pages)
             with open(log, "w+", errors="replace") as file:
                 if (label, benchmark) not in self._commands:
