@@ -360,15 +360,16 @@ class Session:
     def _timed_run(self, configuration, workload):
         pages = self._pool_pages[configuration.label, workload]
         self._pool.set_available(pages)
+        if self._results["profiled"]:
+            memory.warm(self._warm_size(workload, pages), pages)
+            return profile.record(
+                configuration.command(workload, self._results["loops"]),
+                configuration.environment())
         # Those of bench_small have threads, which run on all processors.
         threads = (os.cpu_count() or 1
                    if workload in bench_small.WORKLOADS else 1)
         for _ in range(TRIES):
             memory.warm(self._warm_size(workload, pages), pages)
-            if self._results["profiled"]:
-                return profile.record(
-                    configuration.command(workload, self._results["loops"]),
-                    configuration.environment())
             counts = self._stat(configuration, workload)
             if perf.wall_time_is_possible(counts, threads):
                 return counts

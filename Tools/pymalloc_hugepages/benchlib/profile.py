@@ -44,7 +44,8 @@ _ALLOCATOR = re.compile(
 # Libraries that are nothing but an allocator.
 _ALLOCATOR_LIBRARY = re.compile("lib(jemalloc|tcmalloc|mimalloc)")
 
-_SEPARATOR = "|"        # stands in no name
+# Stands in no name but that of a C++ operator, and names come last.
+_SEPARATOR = "|"
 
 
 def part_of(library, symbol):
