@@ -369,6 +369,9 @@ class ProfileTests(unittest.TestCase):
         self.assertLess(sum(times.values()), 60e9)
         with self.assertRaises(perf.CommandFailed):
             profile.record([sys.executable, "-c", "raise SystemExit(7)"])
+        script = "import os; os.kill(os.getpid(), 9)"
+        with self.assertRaisesRegex(perf.CommandFailed, "^Killed$"):
+            profile.record([sys.executable, "-c", script])
 
 
 class ConfigurationTests(unittest.TestCase):

@@ -9,6 +9,7 @@ import tempfile
 import time
 
 from . import BenchError, last_line
+from .process import describe_status
 
 
 MIB = 1 << 20
@@ -188,7 +189,7 @@ def peak_memory(command, env):
         if process.returncode:
             stderr.seek(0)
             raise BenchError(last_line(stderr.read())
-                             or _describe_status(process.returncode))
+                             or describe_status(process.returncode))
     return peak
 
 
@@ -202,9 +203,3 @@ def _raise_peak(peak, pid):
                        ("hugetlb", status["HugetlbPages"]),
                        ("thp", rollup["AnonHugePages"])):
         peak[key] = max(peak[key], value)
-
-
-def _describe_status(returncode):
-    if returncode < 0:
-        return signal.strsignal(-returncode) or f"signal {-returncode}"
-    return f"exit status {returncode}"

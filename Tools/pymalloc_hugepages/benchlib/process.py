@@ -1,4 +1,5 @@
-"""Child processes that do not outlive the driver, and signals that stop it."""
+"""Child processes that do not outlive the driver, how they ended, and signals
+that stop it."""
 
 import os
 import signal
@@ -27,6 +28,13 @@ def run(command, **kwargs):
         process.communicate()
         raise
     return process.returncode, stderr
+
+
+def describe_status(returncode):
+    """What to say of a command that failed: "exit status 1", "Killed"."""
+    if returncode < 0:
+        return signal.strsignal(-returncode) or f"signal {-returncode}"
+    return f"exit status {returncode}"
 
 
 def stop_on_signals():

@@ -85,7 +85,7 @@ def record(command, env=None, stdout=subprocess.DEVNULL):
                  "-o", data, "--", *command], env=env, stdout=stdout)
         except FileNotFoundError:
             raise BenchError(perf.NOT_INSTALLED)
-        message = last_line(stderr) or f"exit status {status}"
+        message = last_line(stderr) or process.describe_status(status)
         if not os.path.exists(data):
             raise perf.PerfFailed(message)
         if status:
