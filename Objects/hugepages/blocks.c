@@ -1,6 +1,6 @@
-/* malloc() and the like for what is too large for pymalloc's pools: obmalloc.c
-   calls these where stock CPython calls PyMem_RawMalloc() and its siblings for
-   the mem and object domains.
+/* malloc() and the like for what is too large for pymalloc's pools: slow_paths.c
+   and obmalloc.c call these where stock CPython calls PyMem_RawMalloc() and its
+   siblings for the mem and object domains.
 
    A block gets the first of these that there is:
 
@@ -15,11 +15,7 @@
    from its address, so the switch may change while there are blocks.
 
    Other than with pymalloc's pools, a block may be freed by a thread of any
-   interpreter.
-
-   The four are not inlined, so that the compiler saves no registers for them
-   where obmalloc.c serves a small block; that is 1 % of what the benchmarks
-   that do little else take. */
+   interpreter. */
 
 #include "hugepages.h"
 
@@ -49,7 +45,7 @@ hugepages_alloc_block(size_t size, int has_grown, int *is_zeroed)
 }
 
 /* As PyMem_RawMalloc(). */
-static Py_NO_INLINE void *
+static void *
 hugepages_block_malloc(size_t size)
 {
     int is_zeroed;
@@ -58,7 +54,7 @@ hugepages_block_malloc(size_t size)
 }
 
 /* As PyMem_RawCalloc(); count * size does not overflow. */
-static Py_NO_INLINE void *
+static void *
 hugepages_block_calloc(size_t count, size_t size)
 {
     int is_zeroed;
@@ -88,7 +84,7 @@ hugepages_free_block(void *memory, hugepages_unit unit)
 }
 
 /* As PyMem_RawFree(), for blocks of the functions here. */
-static Py_NO_INLINE void
+static void
 hugepages_block_free(void *memory)
 {
     hugepages_unit unit = hugepages_unit_of(memory);
@@ -126,7 +122,8 @@ hugepages_resize_block(void *memory, hugepages_unit unit, size_t size,
     return resized;
 }
 
-/* As PyMem_RawRealloc(), for blocks of the functions here. */
+/* As PyMem_RawRealloc(), for blocks of the functions here.  Not inlined, so that
+   obmalloc.c saves no registers for it where it resizes a small block. */
 static Py_NO_INLINE void *
 hugepages_block_realloc(void *memory, size_t size)
 {

@@ -3,7 +3,8 @@
    Layers, from the top:
 
        obmalloc.c         knows arenas; asks _PyMem_ArenaAlloc/_PyMem_ArenaFree;
-                          sends what is too large for it to blocks.c
+                          sends what is too large for it to blocks.c, through
+                          slow_paths.c
        report.c           tells what stats.c has counted
        arena.c            policy: which pages a request gets; no system call
        heap.c             medium blocks, above pymalloc's limit, in arenas
@@ -18,9 +19,10 @@
        os_other.c
 
    static.c includes all but the OS files that do not fit the target, and
-   is itself included by obmalloc.c, so the whole room is one translation unit
-   with no exported symbol but those of pycore_hugepages.h.  The C tests
-   (Programs/_testhugepages.c) put a fake system in place of the OS file.
+   is itself included by obmalloc.c, as is slow_paths.c, so the whole room is
+   one translation unit with no exported symbol but those of
+   pycore_hugepages.h.  The C tests (Programs/_testhugepages.c) put a fake
+   system in place of the OS file.
 
    Words:
 

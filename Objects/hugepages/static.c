@@ -1,7 +1,7 @@
 /* The whole of Objects/hugepages as one translation unit, included by
    obmalloc.c in place of its own _PyMem_ArenaAlloc() and _PyMem_ArenaFree().
-   What obmalloc.c calls besides these two is in blocks.c, and
-   hugepages_work_goes_on(). */
+   What obmalloc.c calls besides these two is in slow_paths.c, which it includes
+   as well, hugepages_block_realloc() and hugepages_fill_ahead(). */
 
 #include "pycore_hugepages.h"     // _PyMem_SetHugePages()
 
