@@ -339,6 +339,29 @@ class ContentTests(BlocksTestCase):
             with self.subTest(switch=switch):
                 self.run_blocks_with_pool(4, switch, script)
 
+    def test_calloc_of_small_blocks_after_use(self):
+        # The first block of each pool has a way of its own.
+        script = '''
+            for size in 16, 100, 512:
+                for domain in mem, obj:
+                    seen = set()
+                    for turn in range(3):
+                        # More than a pool of 16 KiB.
+                        blocks = [domain.calloc(1, size)
+                                  for _ in range(4 * 16_384 // size)]
+                        for block in blocks:
+                            assert not any(ctypes.string_at(block, size)), (
+                                hex(block), size)
+                            ctypes.memset(block, 0xff, size)
+                        # Else nothing was tested.
+                        assert turn == 0 or len(seen & set(blocks)) > 30, size
+                        seen.update(blocks)
+                        for block in blocks:
+                            domain.free(block)
+            report()
+        '''
+        self.run_blocks_with_pool(4, 'on', script, PYTHONMALLOC='pymalloc')
+
     def test_sizes_at_the_limits(self):
         # Around each limit, upwards and downwards, one byte at a time.
         script = '''
