@@ -8,15 +8,16 @@
    and runs it in all its variants.
 
        _testhugepages.c          this file: runs the tests
-       _testhugepages_policy.c   arena.c over a fake OS layer
-       _testhugepages_retain.c   retain.c, likewise
-       _testhugepages_blocks.c   medium and large blocks, and the first arenas
-       _testhugepages_linux.c    os_linux.c, with real and with faked calls
-       _testhugepages_fork_policy.c  fork.c over a fake OS layer
-       _testhugepages_fork.c     fork.c over os_linux_fork.c, with real forks
-       _testhugepages_limits.c   arena.c where Linux sets limits
+       _testhugepages_core.h     Objects/hugepages, for one file of tests
+       _testhugepages_fake.h     a fake OS layer
+       _testhugepages_policy.c   table.c, arena.c and stats.c over it
+       _testhugepages_fork_policy.c  fork.c over it, and all interleavings
+       _testhugepages_calls.h    Linux's system calls, which can fail
+       _testhugepages_linux.c    os_linux.c and pymalloc.c over them
+       _testhugepages_fork.c     the same with real forks
+       _testhugepages_limits.c   the same where Linux sets limits
        _testhugepages_system.c   what the tests on Linux share
-       _testhugepages_windows.c  os_windows.c, likewise
+       _testhugepages_windows.c  os_windows.c, with real and with faked calls
        _testhugepages_other.c    os_other.c
 
    It needs only the C library, so that it can be the only program of a virtual
@@ -46,8 +47,6 @@
 
 static const testhugepages_test *const all_tests[] = {
     testhugepages_policy_tests,
-    testhugepages_retain_tests,
-    testhugepages_blocks_tests,
     testhugepages_fork_policy_tests,
     testhugepages_other_tests,
 #if defined(_WIN32)

@@ -1,5 +1,5 @@
 /* What the C tests of Objects/hugepages share: the stand-in for Python.h that
-   lets arena.c and os_*.c compile without libpython, and the test functions.
+   lets the core compile without libpython, and the test functions.
 
    Each source file of the tests is a translation unit with a copy of what it
    tests, because the functions under test are static. */
@@ -21,20 +21,17 @@
 
 typedef ssize_t Py_ssize_t;
 #ifdef _WIN32
+#  define MS_WINDOWS 1
 #  define SIZEOF_LONG 4
 #else
 #  define SIZEOF_LONG __SIZEOF_LONG__
 #endif
 #define SIZEOF_VOID_P __SIZEOF_POINTER__
-#define Py_NO_INLINE
 #define Py_BUILD_CORE 1
 #define PYMALLOC_USE_HUGEPAGES 1
 #define ARENA_SIZE ((size_t)1 << 21)
-
-/* Arenas that are freed are not kept, but in the tests of that. */
-#ifndef HUGEPAGES_KEEP_MOST_THP
-#  define HUGEPAGES_KEEP_MOST_EXPLICIT 0
-#  define HUGEPAGES_KEEP_MOST_THP 0
+#ifndef _Py_thread_local
+#  define _Py_thread_local _Thread_local
 #endif
 
 #include "pymacro.h"              // Py_UNUSED()
@@ -50,8 +47,6 @@ typedef struct {
 
 /* The tests of one source file; a NULL name ends each list. */
 extern const testhugepages_test testhugepages_policy_tests[];
-extern const testhugepages_test testhugepages_retain_tests[];
-extern const testhugepages_test testhugepages_blocks_tests[];
 extern const testhugepages_test testhugepages_fork_policy_tests[];
 extern const testhugepages_test testhugepages_other_tests[];
 #if defined(_WIN32)

@@ -1,266 +1,20 @@
-/* Tests of fork() with arenas on explicit pages: arena.c and fork.c over
-   os_linux.c and os_linux_fork.c, with real forks and a real pool.
-
-   Each call of these files to the kernel, and each copy, goes through a
-   function of this file.  It can make the call fail, in the parent or in the
-   child, or do something in the child at that moment: be killed, be stopped,
-   or have a thread of the parent take its pages away.
+/* Tests of fork() with arenas: the core over os_linux.c and os_linux_fork.c,
+   with real forks and a real pool.
 
    Each word of an arena tells where it is and which generation wrote it, so
    every wrong byte is seen, and what comes from before the fork is told from
    what came after. */
 
-#include "_testhugepages.h"
-#include "_testhugepages_system.h"
+#define TEST_PREFIX fork_real
+#include "_testhugepages_calls.h"
 
-#include <dirent.h>               // opendir()
-#include <errno.h>                // errno
-#include <fcntl.h>                // fcntl()
-#include <poll.h>                 // poll()
 #include <pthread.h>              // pthread_atfork()
 #include <sched.h>                // sched_yield()
-#include <setjmp.h>               // sigsetjmp()
 #include <signal.h>               // sigaction()
-#include <stdarg.h>               // va_list
-#include <sys/mman.h>             // mmap()
-#include <sys/prctl.h>            // prctl()
 #include <sys/resource.h>         // setrlimit()
-#include <sys/syscall.h>          // SYS_rt_sigprocmask
+#include <sys/time.h>             // setitimer()
 #include <sys/wait.h>             // waitpid()
 #include <time.h>                 // nanosleep()
-#include <unistd.h>               // fork()
-
-// --- the calls to the kernel -----------------------------------------------
-
-typedef enum {
-    CALL_MMAP,
-    CALL_MUNMAP,
-    CALL_MREMAP,
-    CALL_MPROTECT,
-    CALL_POPULATE,
-    CALL_ADVISE_HUGE,
-    CALL_PIPE,
-    CALL_COPY,
-    CALL_SLEEP,
-    CALL_KINDS
-} call_kind;
-
-static const char *const call_names[CALL_KINDS] = {
-    "mmap", "munmap", "mremap", "mprotect", "MADV_POPULATE_WRITE",
-    "MADV_HUGEPAGE", "pipe2", "memcpy", "nanosleep"
-};
-
-typedef enum {IN_PARENT, IN_CHILD} side;
-
-/* What both processes see. */
-typedef struct {
-    /* A call has failed that should. */
-    int failed;
-    /* The child has come to the call where something is to happen, and may go
-       on. */
-    int reached;
-    int go_on;
-} meeting;
-
-static struct {
-    pid_t parent;
-    /* Calls of this process since arm(), or since the fork. */
-    int calls[CALL_KINDS];
-    int counts_child;
-    /* From this call on, from 1, so many fail (0: all); at 0: none does. */
-    struct {
-        side side;
-        call_kind kind;
-        int at;
-        int count;
-        int error;
-    } fault;
-    /* At this call of the child: a signal that it sends itself, with that
-       code if it is not 0; or signal 0: it lets the parent's thread do what it
-       wants; at 0: nothing. */
-    struct {
-        call_kind kind;
-        int at;
-        int signal;
-        int code;
-    } event;
-    /* Nonzero: the parent's time is up as soon as the child is stopped. */
-    int no_patience;
-    int timeouts;
-    meeting *meeting;
-} fake;
-
-static void
-wait_until(const int *flag)
-{
-    while (!_Py_atomic_load_int(flag)) {
-        (void)sched_yield();
-    }
-}
-
-static void
-happen(void)
-{
-    if (fake.event.code != 0) {
-        siginfo_t info;
-        memset(&info, 0, sizeof(info));
-        info.si_signo = fake.event.signal;
-        info.si_code = fake.event.code;
-        CHECK_EQUAL(syscall(SYS_rt_tgsigqueueinfo, getpid(), getpid(),
-                            fake.event.signal, &info), 0);
-    }
-    else if (fake.event.signal != 0) {
-        (void)kill(getpid(), fake.event.signal);
-    }
-    else {
-        _Py_atomic_store_int(&fake.meeting->reached, 1);
-        wait_until(&fake.meeting->go_on);
-    }
-}
-
-/* Is this call to fail? */
-static int
-is_failing(call_kind kind)
-{
-    side here = getpid() == fake.parent ? IN_PARENT : IN_CHILD;
-    if (here == IN_CHILD && !fake.counts_child) {
-        memset(fake.calls, 0, sizeof(fake.calls));
-        fake.counts_child = 1;
-    }
-    int number = _Py_atomic_add_int(&fake.calls[kind], 1) + 1;
-    if (here == IN_CHILD && fake.event.kind == kind
-        && fake.event.at == number)
-    {
-        happen();
-    }
-    if (fake.fault.at == 0 || fake.fault.kind != kind
-        || fake.fault.side != here || number < fake.fault.at
-        || (fake.fault.count != 0
-            && number >= fake.fault.at + fake.fault.count))
-    {
-        return 0;
-    }
-    _Py_atomic_store_int(&fake.meeting->failed, 1);
-    errno = fake.fault.error;
-    return 1;
-}
-
-static void *
-fake_mmap(void *hint, size_t size, int protection, int flags, int fd,
-          off_t offset)
-{
-    return is_failing(CALL_MMAP) ? MAP_FAILED
-           : mmap(hint, size, protection, flags, fd, offset);
-}
-
-static int
-fake_munmap(void *address, size_t size)
-{
-    return is_failing(CALL_MUNMAP) ? -1 : munmap(address, size);
-}
-
-static void *
-fake_mremap(void *from, size_t old_size, size_t new_size, int flags, ...)
-{
-    void *to = NULL;
-    if (flags & MREMAP_FIXED) {
-        va_list arguments;
-        va_start(arguments, flags);
-        to = va_arg(arguments, void *);
-        va_end(arguments);
-    }
-    return is_failing(CALL_MREMAP) ? MAP_FAILED
-           : mremap(from, old_size, new_size, flags, to);
-}
-
-static int
-fake_mprotect(void *address, size_t size, int protection)
-{
-    return is_failing(CALL_MPROTECT) ? -1
-           : mprotect(address, size, protection);
-}
-
-static int
-fake_madvise(void *address, size_t size, int advice)
-{
-    return is_failing(advice == MADV_HUGEPAGE ? CALL_ADVISE_HUGE
-                                              : CALL_POPULATE)
-           ? -1 : madvise(address, size, advice);
-}
-
-static int
-fake_pipe2(int ends[2], int flags)
-{
-    CHECK(flags & O_CLOEXEC);
-    return is_failing(CALL_PIPE) ? -1 : pipe2(ends, flags);
-}
-
-static void *
-fake_memcpy(void *target, const void *source, size_t size)
-{
-    (void)is_failing(CALL_COPY);
-    return memcpy(target, source, size);
-}
-
-static int
-fake_nanosleep(const struct timespec *duration, struct timespec *left)
-{
-    (void)is_failing(CALL_SLEEP);
-    return nanosleep(duration, left);
-}
-
-static int
-is_child_stopped(void)
-{
-    siginfo_t info;
-    info.si_pid = 0;
-    return waitid(P_ALL, 0, &info, WSTOPPED | WNOHANG | WNOWAIT) == 0
-           && info.si_pid != 0;
-}
-
-static int
-fake_poll(struct pollfd *line, nfds_t count, int milliseconds)
-{
-    int ready;
-    CHECK(milliseconds > 0);
-    if (!fake.no_patience) {
-        ready = poll(line, count, milliseconds);
-    }
-    else {
-        do {
-            ready = poll(line, count, 1);
-        } while (ready == 0 && !is_child_stopped());
-    }
-    fake.timeouts += (ready == 0);
-    return ready;
-}
-
-#define mmap fake_mmap
-#define munmap fake_munmap
-#define mremap fake_mremap
-#define mprotect fake_mprotect
-#define madvise fake_madvise
-#define pipe2 fake_pipe2
-#define memcpy fake_memcpy
-#define nanosleep fake_nanosleep
-#define poll fake_poll
-#define _PyMem_SetHugePages fork_set_huge_pages
-#define _PyMem_GetHugePagesStats fork_get_stats
-#define _PyMem_ReleaseHugePages fork_release
-#define _PyMem_HugePagesCollected fork_collected
-#include "_testhugepages_room.h"
-#include "../Objects/hugepages/fork.c"
-#include "../Objects/hugepages/os_linux.c"
-#include "../Objects/hugepages/os_linux_fork.c"
-#undef mmap
-#undef munmap
-#undef mremap
-#undef mprotect
-#undef madvise
-#undef pipe2
-#undef memcpy
-#undef nanosleep
-#undef poll
 
 // --- arenas ----------------------------------------------------------------
 
@@ -269,6 +23,14 @@ fake_poll(struct pollfd *line, nfds_t count, int milliseconds)
 
 static uint64_t *arenas[MAX_ARENAS];
 static int arena_count;
+
+/* What becomes of arenas on explicit pages. */
+typedef enum {
+    MOVED,              // the only thread moves them to THP
+    COPIED,             // the child gets copies on THP
+    COPIED_PLAIN,       // the child gets plain copies
+    MODES
+} fork_mode;
 
 /* Of the whole program, before and after a test. */
 static struct {
@@ -280,32 +42,7 @@ static struct {
     int any_space;
 } before;
 
-static int
-count_files(void)
-{
-    int count = 0;
-    DIR *directory = opendir("/proc/self/fd");
-    if (directory == NULL) {
-        FAIL("/proc/self/fd: %s", strerror(errno));
-        return -1;
-    }
-    while (readdir(directory) != NULL) {
-        count++;
-    }
-    (void)closedir(directory);
-    return count;
-}
-
-/* Count calls from here on, and let all of them succeed. */
-static void
-disarm(void)
-{
-    meeting *kept = fake.meeting;
-    memset(&fake, 0, sizeof(fake));
-    fake.parent = getpid();
-    fake.meeting = kept;
-    memset(kept, 0, sizeof(*kept));
-}
+static fork_mode mode;
 
 static uint64_t
 word(int arena, size_t index, uint32_t generation)
@@ -314,19 +51,13 @@ word(int arena, size_t index, uint32_t generation)
 }
 
 static void
-fill_arena(int arena, uint32_t generation)
-{
-    for (size_t i = 0; i < ARENA_WORDS; i++) {
-        _Py_atomic_store_uint64_relaxed(&arenas[arena][i],
-                                        word(arena, i, generation));
-    }
-}
-
-static void
 fill_arenas(uint32_t generation)
 {
     for (int i = 0; i < arena_count; i++) {
-        fill_arena(i, generation);
+        for (size_t j = 0; j < ARENA_WORDS; j++) {
+            _Py_atomic_store_uint64_relaxed(&arenas[i][j],
+                                            word(i, j, generation));
+        }
     }
 }
 
@@ -356,22 +87,35 @@ check_arenas(uint32_t generation)
     check_generations(generation, generation);
 }
 
+static void *
+alloc_arena(void)
+{
+    return fork_real_alloc(NULL, ARENA_SIZE);
+}
+
+static void
+free_arena(void *arena)
+{
+    fork_real_free(NULL, arena, ARENA_SIZE);
+}
+
+/* Count calls from here on, and let all of them succeed. */
+static void
+rearm(void)
+{
+    disarm();
+    fake.has_threads = mode == COPIED;
+}
+
 /* Make exactly so many pages available and put arenas on so many of them.
    Return 0, or -1 after the test was skipped or has failed.  end_test() must
    be called in both cases. */
 static int
-begin_test(int count, int pages_left)
+begin_test(fork_mode new_mode, int count, int pages_left)
 {
-    void *shared = mmap(NULL, sizeof(meeting), PROT_READ | PROT_WRITE,
-                        MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED) {
-        FAIL("mmap: %s", strerror(errno));
-        return -1;
-    }
-    fake.meeting = (meeting *)shared;
-    disarm();
-    memset(&hugepages_state, 0, sizeof(hugepages_state));
-    skip_first_arenas();
+    mode = new_mode;
+    rearm();
+    reset_core();
     arena_count = 0;
     if (need_pool(count + pages_left) < 0) {
         return -1;
@@ -380,9 +124,10 @@ begin_test(int count, int pages_left)
     before.pool = pool_available();
     before.files = count_files();
     before.space = read_address_space();
-    fork_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    fork_real_set_huge_pages(mode == COPIED_PLAIN ? PYMALLOC_HUGEPAGES_HUGETLB
+                                                  : PYMALLOC_HUGEPAGES_ON);
     for (int i = 0; i < count; i++) {
-        arenas[i] = (uint64_t *)hugepages_alloc(ARENA_SIZE);
+        arenas[i] = (uint64_t *)alloc_arena();
         if (arenas[i] == NULL) {
             FAIL("no memory");
             return -1;
@@ -399,17 +144,10 @@ static void
 free_arenas(void)
 {
     while (arena_count > 0) {
-        hugepages_free(arenas[--arena_count], ARENA_SIZE);
+        free_arena(arenas[--arena_count]);
     }
-    CHECK_EQUAL(hugepages_explicit->count, 0);
-    for (int i = 0; i < HUGEPAGES_PLAIN; i++) {
-        hugepages_table *table = &hugepages_state.arenas[i];
-        if (table->size > 0) {
-            CHECK_EQUAL(munmap(table->addresses, table->size), 0);
-            table->addresses = NULL;
-            table->size = 0;
-        }
-    }
+    (void)hugepages_release_kept();
+    CHECK_EQUAL(hugepages_table.count, 0);
 }
 
 static void
@@ -425,68 +163,74 @@ end_test(void)
         CHECK_EQUAL(pool_available(), before.pool);
     }
     restore_pool();
-    (void)munmap(fake.meeting, sizeof(meeting));
 }
 
-/* Is the arena on an explicit page, its own? */
-static int
-is_explicit(const void *arena)
+/* Check that so many of the arenas are on these pages, that the table knows
+   which, and the figures. */
+static void
+check_kinds(int explicit_count, int thp_count, int plain_count)
 {
-    smaps_entry entry;
-    if (read_smaps(arena, &entry) < 0) {
-        FAIL("%p is not mapped", arena);
-        return 0;
-    }
-    return entry.kernel_page_kib == 2048;
-}
-
-/* Check that the table has the arenas which are on explicit pages.  Return
-   their number. */
-static int
-check_table(void)
-{
-    int count = 0;
+    int counts[HUGEPAGES_KINDS] = {0};
     for (int i = 0; i < arena_count; i++) {
-        size_t index;
-        int found = hugepages_find(arenas[i], &index) == HUGEPAGES_EXPLICIT;
-        CHECK_EQUAL(is_explicit(arenas[i]), found);
-        if (found) {
+        smaps_entry entry;
+        uintptr_t value;
+        hugepages_kind kind =
+            hugepages_find_entry(arenas[i], &value) == NULL ? HUGEPAGES_PLAIN
+            : hugepages_kind_of(value);
+        REQUIRE(read_smaps(arenas[i], &entry) == 0);
+        if (kind == HUGEPAGES_EXPLICIT) {
             check_hugetlb(arenas[i]);
         }
-        CHECK_EQUAL((uintptr_t)arenas[i] % ARENA_SIZE, 0);
-        count += found;
+        else {
+            CHECK_EQUAL(entry.kernel_page_kib, sysconf(_SC_PAGESIZE) / 1024);
+            CHECK_EQUAL(entry.advised_huge || entry.unadvised,
+                        kind == HUGEPAGES_THP);
+        }
+        counts[kind]++;
     }
-    CHECK_EQUAL(hugepages_explicit->count, count);
-
+    CHECK_EQUAL(counts[HUGEPAGES_EXPLICIT], explicit_count);
+    CHECK_EQUAL(counts[HUGEPAGES_THP], thp_count);
+    CHECK_EQUAL(counts[HUGEPAGES_PLAIN], plain_count);
+    CHECK_EQUAL(hugepages_table.count, explicit_count + thp_count);
     _PyMem_HugePagesStats stats;
-    fork_get_stats(&stats);
-    CHECK_EQUAL(stats.hugetlb.now, count);
-    CHECK_EQUAL(stats.thp.now + stats.plain.now, arena_count - count);
-    return count;
+    fork_real_get_stats(&stats);
+    CHECK_EQUAL(stats.hugetlb.now, explicit_count);
+    CHECK_EQUAL(stats.thp.now, thp_count);
+    CHECK_EQUAL(stats.plain.now, plain_count);
+}
+
+static void
+check_kinds_after_fork(void)
+{
+    if (getpid() != fake.parent) {
+        int is_plain = mode == COPIED_PLAIN;
+        check_kinds(0, is_plain ? 0 : arena_count, is_plain ? arena_count : 0);
+    }
+    else if (mode == MOVED) {
+        check_kinds(0, arena_count, 0);
+    }
+    else {
+        check_kinds(arena_count, 0, 0);
+    }
 }
 
 // --- children --------------------------------------------------------------
-
-/* Of the test that is running: how many explicit pages its child gets. */
-static int expected_explicit;
 
 /* What a child does: find everything as it was, write, free, map again. */
 static void
 use_arenas_in_child(void)
 {
     check_arenas(0);
-    CHECK_EQUAL(check_table(), expected_explicit);
+    check_kinds_after_fork();
     fill_arenas(1);
     check_arenas(1);
     int count = arena_count;
-    long available = pool_available();
     free_arenas();
-    CHECK_EQUAL(pool_available(), available + expected_explicit);
     for (int i = 0; i < count; i++) {
-        void *arena = hugepages_alloc(ARENA_SIZE);
+        void *arena = alloc_arena();
         REQUIRE(arena != NULL);
         memset(arena, 0xFF, ARENA_SIZE);
-        hugepages_free(arena, ARENA_SIZE);
+        free_arena(arena);
     }
 }
 
@@ -504,21 +248,7 @@ check_fork(void (*function)(void))
 {
     run_in_child(function);
     check_arenas(0);
-    CHECK_EQUAL(check_table(), arena_count);
-}
-
-static void
-check_pool(int count, int pages_left)
-{
-    if (begin_test(count, pages_left) == 0) {
-        expected_explicit = pages_left < count ? pages_left : count;
-        for (int i = 0; i < 3; i++) {
-            check_fork(use_arenas_in_child);
-            CHECK_EQUAL(pool_available(), pages_left);
-        }
-        CHECK_EQUAL(fake.timeouts, 0);
-    }
-    end_test();
+    check_kinds_after_fork();
 }
 
 /* Fork a child that may fail only with a message of fork.c.  Return whether it
@@ -577,6 +307,21 @@ fork_with_message(void (*function)(void))
 // --- tests: the pool -------------------------------------------------------
 
 static void
+check_pool(int count, int pages_left)
+{
+    for (int i = 0; i < MODES; i++) {
+        if (begin_test((fork_mode)i, count, pages_left) == 0) {
+            int freed = i == MOVED ? count : 0;
+            for (int round = 0; round < 3; round++) {
+                check_fork(use_arenas_in_child);
+                CHECK_EQUAL(pool_available(), pages_left + freed);
+            }
+        }
+        end_test();
+    }
+}
+
+static void
 test_empty_pool(void)
 {
     check_pool(6, 0);
@@ -585,67 +330,67 @@ test_empty_pool(void)
 static void
 test_enough_pool(void)
 {
-    check_pool(6, 6);
     check_pool(6, 8);
 }
 
 static void
 test_small_pool(void)
 {
-    check_pool(6, 1);
-    check_pool(6, 4);
+    check_pool(6, 2);
 }
 
 /* As before Linux 5.14, which does not know MADV_POPULATE_WRITE. */
 static void
 test_old_kernel(void)
 {
-    for (int pages_left = 0; pages_left <= 4; pages_left += 2) {
-        if (begin_test(4, pages_left) == 0) {
-            for (int side = IN_PARENT; side <= IN_CHILD; side++) {
-                fake.fault.side = side == IN_PARENT ? IN_PARENT : IN_CHILD;
-                fake.fault.kind = CALL_POPULATE;
-                fake.fault.at = 1;
-                fake.fault.error = EINVAL;
-                expected_explicit = pages_left;
-                check_fork(use_arenas_in_child);
-            }
+    for (int i = 0; i < MODES; i++) {
+        if (begin_test((fork_mode)i, 2, 1) == 0) {
+            let_fail(CALL_POPULATE, 1, 0, EINVAL);
+            check_fork(use_arenas_in_child);
         }
         end_test();
     }
 }
 
-/* Without an arena on explicit pages a fork makes no call. */
+// --- tests: what costs nothing ---------------------------------------------
+
 static void
-do_nothing(void)
+check_no_calls(void)
 {
     for (int i = 0; i < CALL_KINDS; i++) {
-        CHECK_EQUAL(fake.calls[i], 0);
+        if (fake.calls[i] != 0) {
+            FAIL("%d calls of %s", fake.calls[i], call_names[i]);
+        }
     }
 }
 
+/* Without an arena on huge pages, or when all was done at the last fork. */
 static void
-test_no_explicit_arenas(void)
+test_nothing_to_do(void)
 {
-    if (begin_test(1, 0) == 0) {
-        void *thp = hugepages_alloc(ARENA_SIZE);
-        CHECK(thp != NULL);
-        hugepages_free(arenas[0], ARENA_SIZE);
-        disarm();
-        run_in_child(do_nothing);
-        do_nothing();
-        hugepages_free(thp, ARENA_SIZE);
-        arenas[0] = (uint64_t *)hugepages_alloc(ARENA_SIZE);
+    if (begin_test(MOVED, 2, 0) == 0) {
+        check_fork(check_arenas_in_child);
+        rearm();
+        run_in_child(check_no_calls);
+        check_no_calls();
     }
     end_test();
+    reset_core();
+    rearm();
+    fork_real_set_huge_pages(PYMALLOC_HUGEPAGES_OFF);
+    void *arena = alloc_arena();
+    rearm();
+    run_in_child(check_no_calls);
+    check_no_calls();
+    free_arena(arena);
 }
 
 /* vfork() shares the memory, and pays nothing. */
 static void
 test_vfork(void)
 {
-    if (begin_test(2, 0) == 0) {
-        disarm();
+    if (begin_test(MOVED, 2, 0) == 0) {
+        rearm();
         pid_t child = vfork();
         if (child == 0) {
             _exit(0);
@@ -653,23 +398,60 @@ test_vfork(void)
         int status = -1;
         CHECK_EQUAL(waitpid(child, &status, 0), child);
         CHECK_EQUAL(status, 0);
-        do_nothing();
+        check_no_calls();
         check_arenas(0);
     }
     end_test();
 }
 
-/* In a fork, an arena moves to plain memory if the switch was set to do
-   without. */
+// --- tests: arenas on THP --------------------------------------------------
+
 static void
-test_switched_off(void)
+check_unadvised(int arena, int is_unadvised)
 {
-    if (begin_test(3, 3) == 0) {
-        fork_set_huge_pages(PYMALLOC_HUGEPAGES_THP);
-        expected_explicit = 0;
-        check_fork(check_arenas_in_child);
+    smaps_entry entry;
+    REQUIRE(read_smaps(arenas[arena], &entry) == 0);
+    CHECK_EQUAL(entry.unadvised, is_unadvised);
+    CHECK_EQUAL(entry.advised_huge, !is_unadvised);
+}
+
+static void
+check_shared_thp(void)
+{
+    check_arenas(0);
+    for (int i = 0; i < arena_count; i++) {
+        check_unadvised(i, 1);
     }
-    end_test();
+    /* What comes later is not shared. */
+    REQUIRE((arenas[arena_count] = (uint64_t *)alloc_arena()) != NULL);
+    check_unadvised(arena_count, 0);
+    free_arena(arenas[arena_count]);
+    (void)hugepages_release_kept();
+    check_arenas_in_child();
+}
+
+static void
+test_thp(void)
+{
+    reset_core();
+    mode = MOVED;
+    rearm();
+    fork_real_set_huge_pages(PYMALLOC_HUGEPAGES_THP);
+    for (arena_count = 0; arena_count < 6; arena_count++) {
+        arenas[arena_count] = (uint64_t *)alloc_arena();
+        REQUIRE(arenas[arena_count] != NULL);
+        check_unadvised(arena_count, 0);
+    }
+    fill_arenas(0);
+    for (int i = 0; i < 2; i++) {
+        run_in_child(check_shared_thp);
+        check_shared_thp();
+        fill_arenas(0);
+    }
+    /* As a rule, they are neighbours. */
+    CHECK(fake.calls[CALL_UNADVISE] < 6);
+    test_note("%d calls for 6 arenas", fake.calls[CALL_UNADVISE]);
+    free_arenas();
 }
 
 // --- tests: what the program sees ------------------------------------------
@@ -696,14 +478,12 @@ check_signals(void)
     CHECK(action.sa_flags & SA_RESTART);
 }
 
-/* errno, the signal mask and the handler of SIGBUS, with pages for the child,
-   with none, and with pages that are taken away. */
+/* errno, the signal mask and the handler of SIGBUS. */
 static void
 test_state_is_kept(void)
 {
-    static const int pages_left[] = {0, 1, 2};
-    for (int i = 0; i < 3; i++) {
-        if (begin_test(2, pages_left[i]) == 0) {
+    for (int i = 0; i < MODES; i++) {
+        if (begin_test((fork_mode)i, 2, i % 2) == 0) {
             struct sigaction action, saved_action;
             sigset_t mask, saved_mask;
             (void)sigemptyset(&mask);
@@ -735,10 +515,18 @@ static volatile sig_atomic_t got_signals;
 static void
 count_signal(int Py_UNUSED(signal_number))
 {
+    /* By now the arenas are the child's own, and the copies are gone. */
+    CHECK(fake.calls[CALL_MUNMAP] > 0);
+    check_arenas(0);
     got_signals++;
 }
 
-/* A signal that the child gets before it owns its arenas is handled after. */
+static void
+signal_oneself(void)
+{
+    (void)kill(getpid(), SIGUSR1);
+}
+
 static void
 check_signal_in_child(void)
 {
@@ -746,37 +534,28 @@ check_signal_in_child(void)
     check_arenas(0);
 }
 
+/* A signal that the child gets before it owns its arenas is handled after. */
 static void
-check_early_signal(int signal_number)
+test_early_signal(void)
 {
-    static const call_kind kinds[] = {
-        CALL_MMAP, CALL_COPY, CALL_MREMAP, CALL_MUNMAP
-    };
-    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
-        if (begin_test(2, 0) == 0) {
+    for (int at = 1; at <= 2; at++) {
+        if (begin_test(COPIED, 2, 0) == 0) {
             struct sigaction action, saved_action;
             memset(&action, 0, sizeof(action));
             action.sa_handler = count_signal;
-            (void)sigaction(signal_number, &action, &saved_action);
+            (void)sigaction(SIGUSR1, &action, &saved_action);
             got_signals = 0;
-            disarm();
-            fake.event.kind = kinds[i];
-            fake.event.at = 1;
-            fake.event.signal = signal_number;
+            fake.event.kind = CALL_MREMAP;
+            fake.event.at = at;
+            fake.event.function = signal_oneself;
             run_in_child(check_signal_in_child);
-            (void)sigaction(signal_number, &saved_action, NULL);
+            (void)sigaction(SIGUSR1, &saved_action, NULL);
         }
         end_test();
     }
 }
 
-static void
-test_early_signal(void)
-{
-    check_early_signal(SIGUSR1);
-    /* Which the child itself catches for some time. */
-    check_early_signal(SIGBUS);
-}
+static volatile int has_returned;
 
 static void *
 fork_when_cancelled(void *Py_UNUSED(data))
@@ -786,22 +565,23 @@ fork_when_cancelled(void *Py_UNUSED(data))
     if (child == 0) {
         _exit(0);
     }
+    has_returned = 1;
     /* A cancellation point: fork() is none. */
     (void)waitpid(child, NULL, 0);
     return NULL;
 }
 
-/* A thread that is ended within fork() would keep the lock. */
 static void
 cancel_thread_that_forks(void)
 {
     pthread_t thread;
     void *result = NULL;
     int files = count_files();
-    (void)alarm(60);
+    has_returned = 0;
     REQUIRE(pthread_create(&thread, NULL, fork_when_cancelled, NULL) == 0);
     CHECK_EQUAL(pthread_join(thread, &result), 0);
     CHECK(result == PTHREAD_CANCELED);
+    CHECK_EQUAL(has_returned, 1);
     CHECK_EQUAL(count_files(), files);
     run_in_child(check_arenas_in_child);
 }
@@ -809,10 +589,56 @@ cancel_thread_that_forks(void)
 static void
 test_cancelled_thread(void)
 {
-    if (begin_test(2, 4) == 0) {
-        check_fork(cancel_thread_that_forks);
+    if (begin_test(COPIED, 2, 4) == 0) {
+        before.any_space = 1;
+        cancel_thread_that_forks();
+        check_arenas(0);
     }
     end_test();
+}
+
+/* Handlers of others may use arenas, before ours and after. */
+static int uses_handlers;
+static void *handler_arena;
+
+static void
+allocate_in_handler(void)
+{
+    if (uses_handlers) {
+        if (handler_arena != NULL) {
+            free_arena(handler_arena);
+        }
+        handler_arena = alloc_arena();
+        REQUIRE(handler_arena != NULL);
+        memset(handler_arena, 1, ARENA_SIZE);
+        free_arena(alloc_arena());
+        check_arenas(0);
+    }
+}
+
+static void
+test_handlers_allocate(void)
+{
+    static int is_registered;
+    if (!is_registered) {
+        is_registered = 1;
+        CHECK_EQUAL(pthread_atfork(allocate_in_handler, allocate_in_handler,
+                                   allocate_in_handler), 0);
+    }
+    for (int i = 0; i < MODES; i++) {
+        for (int pages_left = 0; pages_left < 4; pages_left += 3) {
+            if (begin_test((fork_mode)i, 2, pages_left) == 0) {
+                handler_arena = NULL;
+                uses_handlers = 1;
+                run_in_child(check_arenas_in_child);
+                run_in_child(check_arenas_in_child);
+                uses_handlers = 0;
+                check_arenas(0);
+                free_arena(handler_arena);
+            }
+            end_test();
+        }
+    }
 }
 
 // --- tests: the parent's threads -------------------------------------------
@@ -871,18 +697,21 @@ check_written_arenas(void)
     check_arenas(7);
 }
 
+/* They are real threads: nothing is faked. */
 static void
 test_writing_threads(void)
 {
     for (int pages_left = 0; pages_left <= 4; pages_left += 2) {
-        if (begin_test(4, pages_left) == 0) {
+        if (begin_test(COPIED, 4, pages_left) == 0) {
+            fake.has_threads = 0;
             before.any_space = 1;
             start_writers();
-            for (int i = 0; i < test_rounds(30) && !test_failed(); i++) {
+            for (int i = 0; i < test_rounds(20) && !test_failed(); i++) {
                 run_in_child(check_written_arenas);
             }
             stop_writers();
             check_generations(0, writers_generation);
+            check_kinds(4, 0, 0);
         }
         end_test();
     }
@@ -892,7 +721,6 @@ test_writing_threads(void)
 static void
 fork_again(void)
 {
-    CHECK_EQUAL(check_table(), expected_explicit);
     start_writers();
     for (int i = 0; i < test_rounds(10) && !test_failed(); i++) {
         run_in_child(check_written_arenas);
@@ -904,9 +732,8 @@ fork_again(void)
 static void
 test_nested_forks(void)
 {
-    for (int pages_left = 0; pages_left <= 8; pages_left += 2) {
-        if (begin_test(4, pages_left) == 0) {
-            expected_explicit = pages_left < 4 ? pages_left : 4;
+    for (int i = 0; i < MODES; i++) {
+        if (begin_test((fork_mode)i, 4, 4 - i) == 0) {
             check_fork(fork_again);
         }
         end_test();
@@ -932,8 +759,8 @@ fork_deep(void)
 static void
 test_deep_forks(void)
 {
-    for (int pages_left = 0; pages_left <= 6; pages_left += 3) {
-        if (begin_test(2, pages_left) == 0) {
+    for (int i = 0; i < MODES; i++) {
+        if (begin_test((fork_mode)i, 2, 2 * i) == 0) {
             depth = 0;
             check_fork(fork_deep);
         }
@@ -953,7 +780,7 @@ fork_in_thread(int Py_UNUSED(thread))
 static void
 test_forks_from_threads(void)
 {
-    if (begin_test(2, 3) == 0) {
+    if (begin_test(COPIED, 2, 3) == 0) {
         before.any_space = 1;
         test_run_threads(4, fork_in_thread);
         check_arenas(0);
@@ -961,163 +788,26 @@ test_forks_from_threads(void)
     end_test();
 }
 
-/* When the child comes to where it waits, write into each arena at two places:
-   with no page left in the pool, each write takes a page from the child. */
-static void *
-steal_pages(void *Py_UNUSED(data))
-{
-    wait_until(&fake.meeting->reached);
-    for (int i = 0; i < arena_count; i++) {
-        for (size_t j = 0; j < ARENA_WORDS; j += ARENA_WORDS / 2) {
-            _Py_atomic_store_uint64_relaxed(&arenas[i][j], word(i, j, 1));
-        }
-    }
-    _Py_atomic_store_int(&fake.meeting->go_on, 1);
-    return NULL;
-}
-
-static void
-check_stolen_arenas(void)
-{
-    check_generations(0, 1);
-    fill_arenas(2);
-    check_arenas(2);
-    for (int i = 0; i < arena_count; i++) {
-        CHECK(!is_explicit(arenas[i]));
-    }
-}
-
-/* Let the pages be taken away at each copy of the child in turn, while a call
-   fails, from that number on (0: none does).  The child then ends with a
-   message or not. */
-static void
-check_steal(side where, call_kind kind, int fault_at, int message)
-{
-    for (int at = 1; at <= 4; at++) {
-        if (begin_test(4, 0) == 0) {
-            pthread_t thief;
-            before.any_space = 1;
-            disarm();
-            fake.event.kind = CALL_COPY;
-            fake.event.at = at;
-            fake.fault.side = where;
-            fake.fault.kind = kind;
-            fake.fault.at = fault_at;
-            fake.fault.error = ENOMEM;
-            REQUIRE(pthread_create(&thief, NULL, steal_pages, NULL) == 0);
-            CHECK_EQUAL(fork_with_message(check_stolen_arenas), message);
-            (void)pthread_join(thief, NULL);
-            check_generations(0, 1);
-            CHECK_EQUAL(check_table(), arena_count);
-        }
-        end_test();
-    }
-}
-
-static void
-test_stolen_pages(void)
-{
-    check_steal(IN_PARENT, CALL_PIPE, 0, 0);
-    /* Without a pipe they look at shared memory. */
-    check_steal(IN_PARENT, CALL_PIPE, 1, 0);
-}
-
-/* The parent cannot make the copy that the child needs, or the child cannot
-   read it or ask for it: the child ends with a message, not with wrong
-   data. */
-static void
-test_stolen_pages_not_copied(void)
-{
-    check_steal(IN_PARENT, CALL_MPROTECT, 2, 1);
-    check_steal(IN_CHILD, CALL_MPROTECT, 1, 1);
-    /* The shared memory for the copies, and for asking. */
-    check_steal(IN_PARENT, CALL_MMAP, 2, 1);
-    check_steal(IN_PARENT, CALL_MMAP, 1, 1);
-}
-
-/* The kernel tells so of memory that the hardware has lost. */
-static void
-test_broken_memory(void)
-{
-    for (int at = 1; at <= 3; at++) {
-        if (begin_test(3, 0) == 0) {
-            disarm();
-            fake.event.kind = CALL_COPY;
-            fake.event.at = at;
-            fake.event.signal = SIGBUS;
-            fake.event.code = BUS_MCEERR_AR;
-            CHECK_EQUAL(fork_with_message(check_arenas_in_child), 1);
-            check_arenas(0);
-        }
-        end_test();
-    }
-}
-
 // --- tests: a child that does not go on ------------------------------------
 
-/* At each call of each kind, with and without pages for the child, until the
-   child does not come that far. */
 static void
-at_each_call(void (*check)(int *reached))
+stop_oneself(void)
 {
-    static const call_kind kinds[] = {
-        CALL_MMAP, CALL_COPY, CALL_MREMAP, CALL_POPULATE, CALL_MUNMAP
-    };
-    const int count = 3;
-    int points = 0;
-    for (int pages_left = 0; pages_left <= count; pages_left += count) {
-        for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
-            int reached = 1;
-            for (int at = 1; reached && !test_failed(); at++) {
-                reached = 0;
-                if (begin_test(count, pages_left) == 0) {
-                    disarm();
-                    fake.event.kind = kinds[i];
-                    fake.event.at = at;
-                    check(&reached);
-                    points += reached;
-                }
-                end_test();
-                if (test_failed()) {
-                    FAIL("at call %d of %s in the child, with %d pages left",
-                         at, call_names[kinds[i]], pages_left);
-                }
-            }
-        }
-    }
-    test_note("%d points", points);
+    (void)kill(getpid(), SIGSTOP);
 }
 
 static void
-check_killed(int *reached)
+kill_oneself(void)
 {
-    fake.event.signal = SIGKILL;
-    pid_t child = fork();
-    if (child == 0) {
-        _exit(0);
-    }
-    CHECK_EQUAL(fake.timeouts, 0);
-    fill_arenas(1);
-    int status = -1;
-    CHECK_EQUAL(waitpid(child, &status, 0), child);
-    *reached = WIFSIGNALED(status);
-    CHECK(*reached ? WTERMSIG(status) == SIGKILL : status == 0);
-    check_arenas(1);
-    CHECK_EQUAL(check_table(), arena_count);
+    (void)kill(getpid(), SIGKILL);
 }
 
-static void
-test_child_is_killed(void)
+/* Whatever the parent does then, and with no page left its writes take pages
+   from the child, which does not see that.  Return whether the child came to
+   the call. */
+static int
+check_stopped(int is_killed)
 {
-    at_each_call(check_killed);
-}
-
-/* The parent's fork() returns while the child is stopped.  What the parent
-   then writes, and with no page left takes from it, the child does not see. */
-static void
-check_stopped(int *reached)
-{
-    fake.event.signal = SIGSTOP;
     pid_t child = fork();
     if (child == 0) {
         check_arenas(0);
@@ -1128,209 +818,134 @@ check_stopped(int *reached)
     }
     int status = -1;
     CHECK_EQUAL(waitpid(child, &status, WUNTRACED), child);
-    *reached = WIFSTOPPED(status);
-    if (*reached) {
-        fill_arenas(1);
-        check_arenas(1);
+    int is_reached = WIFSTOPPED(status) || WIFSIGNALED(status);
+    fill_arenas(1);
+    check_arenas(1);
+    if (WIFSTOPPED(status)) {
         CHECK_EQUAL(kill(child, SIGCONT), 0);
         CHECK_EQUAL(waitpid(child, &status, 0), child);
         check_arenas(1);
     }
-    CHECK_EQUAL(status, 0);
-    CHECK_EQUAL(check_table(), arena_count);
+    CHECK_EQUAL(status, is_killed && is_reached ? SIGKILL : 0);
+    check_kinds_after_fork();
+    return is_reached;
+}
+
+/* At each call, until the child does not come that far. */
+static void
+at_each_call(void (*event)(void))
+{
+    static const call_kind kinds[] = {CALL_MREMAP, CALL_MUNMAP};
+    int points = 0;
+    for (int i = 0; i < MODES * 4; i++) {
+        int is_reached = 1;
+        for (int at = 1; is_reached && !test_failed(); at++) {
+            is_reached = 0;
+            if (begin_test((fork_mode)(i % MODES), 3, i / MODES % 2 * 3) == 0)
+            {
+                fake.event.kind = kinds[i / MODES / 2];
+                fake.event.at = at;
+                fake.event.function = event;
+                is_reached = check_stopped(event == kill_oneself);
+                points += is_reached;
+            }
+            end_test();
+            if (test_failed()) {
+                FAIL("at call %d, case %d", at, i);
+            }
+        }
+    }
+    test_note("%d points", points);
 }
 
 static void
-check_stopped_at_once(int *reached)
+test_child_is_killed(void)
 {
-    fake.no_patience = 1;
-    check_stopped(reached);
+    at_each_call(kill_oneself);
 }
 
 static void
 test_child_is_stopped(void)
 {
-    at_each_call(check_stopped_at_once);
-}
-
-/* The same with the parent's own patience. */
-static void
-test_child_is_stopped_for_real(void)
-{
-    if (begin_test(3, 0) == 0) {
-        int reached = 0;
-        disarm();
-        fake.event.kind = CALL_COPY;
-        fake.event.at = 2;
-        check_stopped(&reached);
-        CHECK(reached);
-        CHECK(fake.timeouts > 0);
-    }
-    end_test();
-}
-
-/* While one child is stopped, others come and go. */
-static void
-test_stopped_child_and_others(void)
-{
-    if (begin_test(3, 0) == 0) {
-        disarm();
-        fake.event.kind = CALL_COPY;
-        fake.event.at = 2;
-        fake.event.signal = SIGSTOP;
-        fake.no_patience = 1;
-        pid_t stopped = fork();
-        if (stopped == 0) {
-            check_arenas(0);
-            (void)fflush(stdout);
-            _exit(test_failed());
-        }
-        int status = -1;
-        CHECK_EQUAL(waitpid(stopped, &status, WUNTRACED), stopped);
-        CHECK(WIFSTOPPED(status));
-        disarm();
-        for (int i = 0; i < 3; i++) {
-            run_in_child(check_arenas_in_child);
-        }
-        fill_arenas(1);
-        CHECK_EQUAL(kill(stopped, SIGCONT), 0);
-        CHECK_EQUAL(waitpid(stopped, &status, 0), stopped);
-        CHECK_EQUAL(status, 0);
-        check_arenas(1);
-    }
-    end_test();
+    at_each_call(stop_oneself);
 }
 
 // --- tests: calls that fail ------------------------------------------------
 
-static int fault_points;
-
-static void
-check_faults(side where, call_kind kind, int error)
+/* Each call of that kind in turn: it alone, or all from there on.  Return how
+   many children have exited with a message. */
+static int
+check_faults(side where, call_kind kind, int error, int *points)
 {
     int exits = 0;
-    int points_before = fault_points;
-    for (int i = 0; i < 4; i++) {
-        /* With no page for the child, or all; all calls fail from there on, or
-           one. */
-        const int count = 3;
-        int pages_left = i / 2 * count;
-        int failed = 1;
-        for (int at = 1; failed && !test_failed(); at++) {
-            failed = 0;
-            if (begin_test(count, pages_left) == 0) {
+    for (int i = 0; i < 2 * MODES; i++) {
+        int has_failed = 1;
+        for (int at = 1; has_failed && !test_failed(); at++) {
+            has_failed = 0;
+            if (begin_test((fork_mode)(i % MODES), 3, i % 2 * 2) == 0) {
                 before.any_space = kind == CALL_MUNMAP;
-                disarm();
-                fake.fault.side = where;
-                fake.fault.kind = kind;
-                fake.fault.at = at;
-                fake.fault.count = i % 2;
-                fake.fault.error = error;
+                let_fail(kind, at, i / MODES, error);
+                fake.fault[kind].where = where;
                 exits += fork_with_message(check_arenas_in_child);
-                failed = fake.meeting->failed;
-                fault_points += failed;
+                has_failed = *fake.has_failed;
+                *points += has_failed;
+                disarm();
                 check_arenas(0);
-                CHECK_EQUAL(check_table(), arena_count);
-                CHECK_EQUAL(fake.timeouts, 0);
+                check_kinds((int)hugepages_stats.kinds[HUGEPAGES_EXPLICIT].now,
+                            (int)hugepages_stats.kinds[HUGEPAGES_THP].now,
+                            (int)hugepages_stats.kinds[HUGEPAGES_PLAIN].now);
             }
             end_test();
             if (test_failed()) {
-                FAIL("%s of the %s from number %d on: %s, %d pages left",
-                     call_names[kind],
-                     where == IN_PARENT ? "parent" : "child", at,
-                     strerror(error), pages_left);
+                FAIL("%s from number %d on: %s, case %d", call_names[kind],
+                     at, strerror(error), i);
             }
         }
     }
-    /* Only memory that cannot be had at all ends a child. */
-    CHECK(exits == 0 || (where == IN_CHILD && kind == CALL_MMAP));
-    CHECK(fault_points > points_before);
+    return exits;
 }
 
 static void
 test_each_call_fails_in_parent(void)
 {
-    fault_points = 0;
-    check_faults(IN_PARENT, CALL_MMAP, ENOMEM);
-    check_faults(IN_PARENT, CALL_MPROTECT, ENOMEM);
-    check_faults(IN_PARENT, CALL_PIPE, EMFILE);
-    check_faults(IN_PARENT, CALL_MUNMAP, EPERM);
-    test_note("%d points", fault_points);
+    int points = 0;
+    /* Where there is no memory for the copies. */
+    CHECK(check_faults(IN_PARENT, CALL_MMAP, ENOMEM, &points) > 0);
+    CHECK(check_faults(IN_PARENT, CALL_ADVISE, ENOMEM, &points) > 0);
+    CHECK_EQUAL(check_faults(IN_PARENT, CALL_MREMAP, ENOMEM, &points), 0);
+    /* Before Linux 6.7, aligned memory is cut out of more. */
+    (void)check_faults(IN_PARENT, CALL_MUNMAP, ENOMEM, &points);
+    CHECK_EQUAL(check_faults(IN_PARENT, CALL_UNADVISE, EINVAL, &points), 0);
+    CHECK_EQUAL(check_faults(IN_PARENT, CALL_STAT, EACCES, &points), 0);
+    CHECK_EQUAL(check_faults(IN_PARENT, CALL_OPEN, EMFILE, &points), 0);
+    test_note("%d points", points);
 }
 
 static void
 test_each_call_fails_in_child(void)
 {
-    fault_points = 0;
-    check_faults(IN_CHILD, CALL_MMAP, ENOMEM);
-    check_faults(IN_CHILD, CALL_MMAP, EPERM);
-    check_faults(IN_CHILD, CALL_MREMAP, ENOMEM);
-    check_faults(IN_CHILD, CALL_MREMAP, EPERM);
-    check_faults(IN_CHILD, CALL_POPULATE, EFAULT);
-    check_faults(IN_CHILD, CALL_POPULATE, EPERM);
-    check_faults(IN_CHILD, CALL_ADVISE_HUGE, EINVAL);
-    check_faults(IN_CHILD, CALL_MUNMAP, ENOMEM);
-    test_note("%d points", fault_points);
+    int points = 0;
+    CHECK_EQUAL(check_faults(IN_CHILD, CALL_MREMAP, ENOMEM, &points), 0);
+    CHECK_EQUAL(check_faults(IN_CHILD, CALL_MREMAP, EPERM, &points), 0);
+    CHECK_EQUAL(check_faults(IN_CHILD, CALL_MUNMAP, ENOMEM, &points), 0);
+    test_note("%d points", points);
 }
 
-/* Where mremap() is forbidden the spare arena must not be left behind. */
-static long expected_kib;
-
+/* Neither can be moved nor copied once more. */
 static void
-check_space_in_child(void)
+test_child_has_no_memory(void)
 {
-    CHECK_EQUAL(read_address_space().kib, expected_kib);
-    check_arenas_in_child();
-}
-
-static void
-test_no_mremap(void)
-{
-    if (begin_test(3, 0) == 0) {
-        disarm();
-        expected_kib = read_address_space().kib;
-        check_fork(check_space_in_child);
-        fake.fault.side = IN_CHILD;
-        fake.fault.kind = CALL_MREMAP;
-        fake.fault.at = 1;
-        fake.fault.error = EPERM;
-        check_fork(check_space_in_child);
+    for (int i = COPIED; i < MODES; i++) {
+        if (begin_test((fork_mode)i, 3, 3) == 0) {
+            let_fail(CALL_MREMAP, 2, 0, ENOMEM);
+            let_fail(CALL_MMAP, 1, 0, ENOMEM);
+            fake.fault[CALL_MREMAP].where = IN_CHILD;
+            fake.fault[CALL_MMAP].where = IN_CHILD;
+            CHECK_EQUAL(fork_with_message(check_arenas_in_child), 1);
+            check_arenas(0);
+        }
+        end_test();
     }
-    end_test();
-}
-
-/* Room for the copies of all arenas must not be in memory before it is
-   needed. */
-static void
-map_shared_locked(void)
-{
-    enum { ARENAS = 4, MAX_PAGES = ARENAS * 512 };
-    unsigned char in_memory[MAX_PAGES];
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    void *shared = NULL;
-    int os_error = 0;
-    REQUIRE(page * MAX_PAGES >= ARENAS * ARENA_SIZE);
-    REQUIRE(mlockall(MCL_FUTURE) == 0);
-    REQUIRE(hugepages_os_map_shared(ARENAS * ARENA_SIZE, &shared, &os_error)
-            == HUGEPAGES_OK);
-    REQUIRE(hugepages_os_open_shared((char *)shared + ARENA_SIZE, ARENA_SIZE,
-                                     &os_error) == HUGEPAGES_OK);
-    memset((char *)shared + ARENA_SIZE, 1, ARENA_SIZE);
-    REQUIRE(mincore(shared, ARENAS * ARENA_SIZE, in_memory) == 0);
-    size_t count = 0;
-    for (size_t i = 0; i < ARENAS * ARENA_SIZE / page; i++) {
-        count += in_memory[i] & 1;
-    }
-    CHECK_EQUAL(count * page, ARENA_SIZE);
-}
-
-static void
-test_mlockall(void)
-{
-    if (begin_test(1, 1) == 0) {
-        check_fork(map_shared_locked);
-    }
-    end_test();
 }
 
 /* fork() itself fails, for a user who may have no process more. */
@@ -1344,7 +959,6 @@ fork_without_processes(void)
     (void)pthread_sigmask(SIG_BLOCK, NULL, &expected_mask);
     int files = count_files();
     address_space space = read_address_space();
-    disarm();
     errno = UNTOUCHED;
     pid_t child = fork();
     if (child == 0) {
@@ -1352,10 +966,8 @@ fork_without_processes(void)
     }
     CHECK_EQUAL(child, -1);
     CHECK_EQUAL(errno, EAGAIN);
-    /* It did not wait. */
-    CHECK_EQUAL(fake.timeouts, 0);
     CHECK_EQUAL(count_files(), files);
-    check_no_leak(space);
+    CHECK_EQUAL(read_address_space().kib, space.kib);
     sigset_t mask;
     (void)pthread_sigmask(SIG_BLOCK, NULL, &mask);
     CHECK_EQUAL(sigismember(&mask, SIGTERM),
@@ -1367,7 +979,11 @@ fork_without_processes(void)
 static void
 test_fork_fails(void)
 {
-    if (begin_test(2, 2) == 0) {
+    if (begin_test(MOVED, 2, 2) == 0) {
+        check_fork(fork_without_processes);
+    }
+    end_test();
+    if (begin_test(COPIED_PLAIN, 2, 2) == 0) {
         check_fork(fork_without_processes);
     }
     end_test();
@@ -1390,43 +1006,36 @@ fork_without_files(void)
 static void
 test_no_files(void)
 {
-    for (int pages_left = 0; pages_left <= 4; pages_left += 2) {
-        if (begin_test(2, pages_left) == 0) {
+    for (int i = 0; i < MODES; i++) {
+        if (begin_test((fork_mode)i, 2, 2) == 0) {
             check_fork(fork_without_files);
         }
         end_test();
     }
 }
 
-/* No address space is left, so that the child cannot map a spare arena. */
-static int
-fork_without_space(void (*function)(void))
-{
-    struct rlimit limit, saved_limit;
-    address_space space = read_address_space();
-    (void)getrlimit(RLIMIT_AS, &limit);
-    saved_limit = limit;
-    limit.rlim_cur = (rlim_t)space.kib * 1024;
-    CHECK_EQUAL(setrlimit(RLIMIT_AS, &limit), 0);
-    int exited = fork_with_message(function);
-    (void)setrlimit(RLIMIT_AS, &saved_limit);
-    return exited;
-}
-
+/* No address space is left, so that nothing can be copied. */
 static void
 test_no_address_space(void)
 {
-    if (begin_test(2, 2) == 0) {
-        CHECK_EQUAL(fork_without_space(check_arenas_in_child), 1);
-        check_arenas(0);
-        CHECK_EQUAL(check_table(), arena_count);
+    for (int i = 0; i < MODES; i++) {
+        if (begin_test((fork_mode)i, 2, 2) == 0) {
+            struct rlimit limit, saved_limit;
+            address_space space = read_address_space();
+            (void)getrlimit(RLIMIT_AS, &limit);
+            saved_limit = limit;
+            limit.rlim_cur = (rlim_t)space.kib * 1024;
+            CHECK_EQUAL(setrlimit(RLIMIT_AS, &limit), 0);
+            CHECK_EQUAL(fork_with_message(check_arenas_in_child), 1);
+            (void)setrlimit(RLIMIT_AS, &saved_limit);
+            check_arenas(0);
+            check_kinds(2, 0, 0);
+        }
+        end_test();
     }
-    end_test();
 }
 
 // --- tests: nothing leaks --------------------------------------------------
-
-#define FORKS 1000
 
 /* A look at each base page is enough: what is wrong with the copy is seen in
    the other tests. */
@@ -1447,55 +1056,257 @@ glance_at_arenas(void)
 static void
 test_many_forks(void)
 {
-    for (int pages_left = 0; pages_left <= 2; pages_left++) {
-        if (begin_test(2, pages_left) == 0) {
-            address_space space = read_address_space();
+    for (int i = 0; i < MODES; i++) {
+        if (begin_test((fork_mode)i, 2, i) == 0) {
             int files = count_files();
-            for (int i = 0; i < test_rounds(FORKS / 3 + 1) && !test_failed(); i++) {
+            run_in_child(glance_at_arenas);
+            address_space space = read_address_space();
+            for (int j = 0; j < test_rounds(300) && !test_failed(); j++) {
                 run_in_child(glance_at_arenas);
             }
             check_arenas(0);
             check_no_leak(space);
             CHECK_EQUAL(count_files(), files);
-            CHECK_EQUAL(pool_available(), pages_left);
         }
         end_test();
     }
 }
 
-#define CYCLING_THREADS 8
-#define CYCLES 10000
+// --- tests: any moment -----------------------------------------------------
+
+/* Each entry of the table is as the contract of table.c says, and in a child
+   none is on explicit pages. */
+static void
+check_table(int is_child_now)
+{
+    uintptr_t *entry;
+    hugepages_cursor cursor = {0};
+    while ((entry = hugepages_next_entry(&cursor)) != NULL) {
+        uintptr_t value = _Py_atomic_load_uintptr(entry);
+        if (value <= HUGEPAGES_RESERVED) {
+            continue;
+        }
+        CHECK((value & ~HUGEPAGES_FLAGS) != 0);
+        CHECK_EQUAL(((value & HUGEPAGES_IS_EXPLICIT) != 0)
+                    + ((value & HUGEPAGES_IS_THP) != 0)
+                    + ((value & HUGEPAGES_IS_PLAIN) != 0), 1);
+        CHECK(!(is_child_now && (value & HUGEPAGES_IS_EXPLICIT)));
+    }
+}
+
+enum { BUSY_ARENAS = 6 };
+/* An arena is here from after it was taken until before it is given. */
+static uint64_t *volatile busy[BUSY_ARENAS];
+static uint32_t busy_state;
 
 static void
-cycle_or_fork(int thread)
+mark_arena(uint64_t *arena, int index)
 {
-    if (thread == 0) {
-        for (int i = 0; i < test_rounds(50); i++) {
-            run_in_child(check_arenas_in_child);
-        }
-        return;
-    }
-    for (int i = 0; i < test_rounds(CYCLES / (CYCLING_THREADS - 1)); i++) {
-        uint64_t *arena = (uint64_t *)hugepages_alloc(ARENA_SIZE);
-        REQUIRE(arena != NULL);
-        arena[0] = (uint64_t)thread;
-        arena[ARENA_WORDS - 1] = (uint64_t)thread;
-        CHECK_EQUAL(arena[0], thread);
-        hugepages_free(arena, ARENA_SIZE);
+    for (size_t i = 0; i < ARENA_WORDS; i += 512) {
+        arena[i] = word(index, i, 3);
     }
 }
 
 static void
-test_cycles_and_forks(void)
+check_busy_arenas(void)
 {
-    if (begin_test(2, 3) == 0) {
-        before.any_space = 1;
-        test_run_threads(CYCLING_THREADS, cycle_or_fork);
-        check_arenas(0);
-        CHECK_EQUAL(check_table(), arena_count);
-        CHECK_EQUAL(pool_available(), 3);
+    for (int i = 0; i < BUSY_ARENAS; i++) {
+        uint64_t *arena = busy[i];
+        for (size_t j = 0; arena != NULL && j < ARENA_WORDS; j += 512) {
+            if (arena[j] != word(i, j, 3)) {
+                FAIL("word %zu of arena %d is wrong", j, i);
+                return;
+            }
+        }
     }
-    end_test();
+}
+
+static void
+take_or_give(void)
+{
+    uint32_t number = test_random(&busy_state);
+    int i = (int)(number % BUSY_ARENAS);
+    /* As if it had never forked. */
+    _Py_atomic_store_uint32_relaxed(&hugepages_state.prefers_thp, 0);
+    uint64_t *arena = busy[i];
+    if (arena != NULL) {
+        busy[i] = NULL;
+        free_arena(arena);
+    }
+    else {
+        arena = (uint64_t *)alloc_arena();
+        REQUIRE(arena != NULL);
+        mark_arena(arena, i);
+        busy[i] = arena;
+    }
+}
+
+static void
+give_all(void)
+{
+    for (int i = 0; i < BUSY_ARENAS; i++) {
+        uint64_t *arena = busy[i];
+        busy[i] = NULL;
+        if (arena != NULL) {
+            free_arena(arena);
+        }
+    }
+}
+
+/* Of the process that forks. */
+static volatile sig_atomic_t forks;
+static volatile sig_atomic_t is_child;
+
+static void
+set_timer(void)
+{
+    struct itimerval timer = {{0, 0}, {0, 0}};
+    timer.it_value.tv_usec = 50 + (suseconds_t)(forks * 37 % 400);
+    (void)setitimer(ITIMER_REAL, &timer, NULL);
+}
+
+/* In any moment of the program.  One child in two goes on with what it was
+   about. */
+static void
+fork_in_handler(int Py_UNUSED(signal_number))
+{
+    int saved_errno = errno;
+    if (is_child) {
+        return;
+    }
+    pid_t child = fork();
+    if (child == 0) {
+        is_child = 1;
+        check_table(1);
+        check_busy_arenas();
+        if (forks % 2 == 0) {
+            for (int i = 0; i < 4; i++) {
+                void *arena = alloc_arena();
+                if (arena != NULL) {
+                    memset(arena, 1, ARENA_SIZE);
+                    free_arena(arena);
+                }
+            }
+            _exit(test_failed());
+        }
+        errno = saved_errno;
+        return;
+    }
+    int status = -1;
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
+    if (status != 0) {
+        FAIL("after %d forks a child ended with status %#x", (int)forks,
+             (unsigned int)status);
+    }
+    forks++;
+    errno = saved_errno;
+    set_timer();
+}
+
+static void
+fork_at_any_moment(void)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof(action));
+    action.sa_handler = fork_in_handler;
+    action.sa_flags = SA_RESTART;
+    REQUIRE(sigaction(SIGALRM, &action, NULL) == 0);
+    forks = 0;
+    is_child = 0;
+    set_timer();
+    while (forks < test_rounds(150) && !is_child && !test_failed()) {
+        take_or_give();
+    }
+    if (is_child) {
+        for (int i = 0; i < 20; i++) {
+            take_or_give();
+            check_busy_arenas();
+        }
+    }
+    (void)signal(SIGALRM, SIG_IGN);
+    check_busy_arenas();
+    give_all();
+    (void)hugepages_release_kept();
+    check_table(is_child);
+    _exit(test_failed());
+}
+
+static void
+test_any_moment(void)
+{
+    for (int i = 0; i < MODES; i++) {
+        for (int pages = 0; pages <= 6; pages += 6) {
+            if (begin_test((fork_mode)i, pages, 0) == 0) {
+                busy_state = test_seed;
+                free_arenas();
+                run_in_child(fork_at_any_moment);
+                CHECK_EQUAL(pool_available(), pages);
+            }
+            end_test();
+        }
+    }
+}
+
+/* Another thread forks, while these take and give. */
+static int churn_stop;
+
+static void
+churn_in_child(void)
+{
+    check_table(1);
+    check_arenas_in_child();
+    for (int i = 0; i < 8; i++) {
+        void *arena = alloc_arena();
+        REQUIRE(arena != NULL);
+        memset(arena, 1, ARENA_SIZE);
+        free_arena(arena);
+    }
+    check_table(1);
+}
+
+static void
+churn_or_fork(int thread)
+{
+    if (thread == 0) {
+        for (int i = 0; i < test_rounds(100) && !test_failed(); i++) {
+            _Py_atomic_store_uint32_relaxed(&hugepages_state.prefers_thp, 0);
+            run_in_child(churn_in_child);
+        }
+        _Py_atomic_store_int(&churn_stop, 1);
+        return;
+    }
+    while (!_Py_atomic_load_int(&churn_stop)) {
+        uint64_t *some[3];
+        for (int i = 0; i < 3; i++) {
+            some[i] = (uint64_t *)alloc_arena();
+            REQUIRE(some[i] != NULL);
+            some[i][0] = (uint64_t)thread;
+            some[i][ARENA_WORDS - 1] = (uint64_t)thread;
+        }
+        for (int i = 0; i < 3; i++) {
+            CHECK_EQUAL(some[i][0], thread);
+            CHECK_EQUAL(some[i][ARENA_WORDS - 1], thread);
+            free_arena(some[i]);
+        }
+    }
+}
+
+static void
+test_churning_threads(void)
+{
+    for (int pages_left = 0; pages_left <= 8; pages_left += 4) {
+        if (begin_test(COPIED, 2, pages_left) == 0) {
+            before.any_space = 1;
+            _Py_atomic_store_int(&churn_stop, 0);
+            test_run_threads(4, churn_or_fork);
+            (void)hugepages_release_kept();
+            check_arenas(0);
+            check_kinds(2, 0, 0);
+            CHECK_EQUAL(pool_available(), pages_left);
+        }
+        end_test();
+    }
 }
 
 const testhugepages_test testhugepages_fork_tests[] = {
@@ -1503,31 +1314,27 @@ const testhugepages_test testhugepages_fork_tests[] = {
     {"fork_enough_pool", test_enough_pool},
     {"fork_small_pool", test_small_pool},
     {"fork_old_kernel", test_old_kernel},
-    {"fork_no_explicit_arenas", test_no_explicit_arenas},
+    {"fork_nothing_to_do", test_nothing_to_do},
     {"fork_vfork", test_vfork},
-    {"fork_switched_off", test_switched_off},
+    {"fork_thp", test_thp},
     {"fork_state_is_kept", test_state_is_kept},
     {"fork_early_signal", test_early_signal},
     {"fork_cancelled_thread", test_cancelled_thread},
+    {"fork_handlers_allocate", test_handlers_allocate},
     {"fork_writing_threads", test_writing_threads},
     {"fork_nested", test_nested_forks},
     {"fork_deep", test_deep_forks},
     {"fork_from_threads", test_forks_from_threads},
-    {"fork_stolen_pages", test_stolen_pages},
-    {"fork_stolen_pages_not_copied", test_stolen_pages_not_copied},
-    {"fork_broken_memory", test_broken_memory},
     {"fork_child_is_killed", test_child_is_killed},
     {"fork_child_is_stopped", test_child_is_stopped},
-    {"fork_child_is_stopped_for_real", test_child_is_stopped_for_real},
-    {"fork_stopped_child_and_others", test_stopped_child_and_others},
     {"fork_each_call_fails_in_parent", test_each_call_fails_in_parent},
     {"fork_each_call_fails_in_child", test_each_call_fails_in_child},
-    {"fork_no_mremap", test_no_mremap},
-    {"fork_mlockall", test_mlockall},
+    {"fork_child_has_no_memory", test_child_has_no_memory},
     {"fork_fails", test_fork_fails},
     {"fork_no_files", test_no_files},
     {"fork_no_address_space", test_no_address_space},
     {"fork_many", test_many_forks},
-    {"fork_cycles", test_cycles_and_forks},
+    {"fork_any_moment", test_any_moment},
+    {"fork_churning_threads", test_churning_threads},
     {NULL, NULL}
 };

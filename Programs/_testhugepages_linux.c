@@ -1,206 +1,37 @@
-/* Tests of os_linux.c, and of arena.c over it.
+/* Tests of os_linux.c and os_linux_fork.c, and of pymalloc.c over them.
 
-   Each call of os_linux.c to the kernel goes through a function of this file,
-   which makes the real call or fails with the error that the test wants.  What
-   the kernel did is read from /proc/self/smaps and sysfs, not taken from what
-   the code says of itself.
+   What the kernel did is read from /proc/self/smaps and sysfs, not taken from
+   what the code says of itself.
 
    As root the tests set up what they need (the huge-page pool, a cgroup) and
    restore what they found, also when they fail. */
 
-#include "_testhugepages.h"
-#include "_testhugepages_system.h"
+#define TEST_PREFIX linux_layer
+#define HUGEPAGES_KEEP_MOST 0
+#include "_testhugepages_calls.h"
 
-#include <errno.h>                // errno
-#include <fcntl.h>                // open()
-#include <signal.h>               // sigaction()
-#include <stdarg.h>               // va_list
-#include <sys/mman.h>             // mmap()
-#include <sys/mount.h>            // mount()
-#include <sys/prctl.h>            // prctl()
-#include <sys/resource.h>         // setrlimit()
-#include <sys/stat.h>             // mkdir()
-#include <sys/syscall.h>          // SYS_rt_sigprocmask
+#include <signal.h>               // sigprocmask()
 #include <sys/wait.h>             // waitpid()
-#include <unistd.h>               // fork()
-
-// --- the calls to the kernel -----------------------------------------------
-
-/* Which of the calls of one kind fails. */
-typedef struct {
-    /* Number of the first call to fail, from 1; 0: none does. */
-    int fail_at;
-    /* How many calls fail from there; 0: all. */
-    int fail_count;
-    int error;
-    int calls;
-} fault;
-
-/* What an mremap() that fails leaves of the place that it was given. */
-typedef enum {PLACE_IS_LEFT, PLACE_IS_UNMAPPED, PLACE_IS_TAKEN} place;
-
-static struct {
-    fault mmap;
-    fault munmap;
-    fault advise_populate;
-    fault advise_huge;
-    fault sigprocmask;
-    fault open;
-    fault mremap;
-    place failed_mremap;
-    void *taken;
-    /* Nonzero: serve hugetlb pages from plain memory. */
-    int grant_hugetlb;
-    /* Nonzero: memory is not aligned, as often on kernels before 6.7. */
-    int misalign;
-    int mmap_flags;
-} fake;
-
-static int
-is_failing(fault *kind)
-{
-    kind->calls++;
-    if (kind->fail_at == 0 || kind->calls < kind->fail_at
-        || (kind->fail_count != 0
-            && kind->calls >= kind->fail_at + kind->fail_count))
-    {
-        return 0;
-    }
-    errno = kind->error;
-    return 1;
-}
-
-/* mmap() memory that begins in the middle between two aligned addresses. */
-static void *
-mmap_misaligned(size_t size, int protection, int flags)
-{
-    size_t room = size + 2 * ARENA_SIZE;
-    char *mapping = mmap(NULL, room, protection, flags, -1, 0);
-    if (mapping == MAP_FAILED) {
-        return mapping;
-    }
-    size_t head = (0 - (uintptr_t)mapping) % ARENA_SIZE + ARENA_SIZE / 2;
-    char *end = mapping + head + size;
-    if (munmap(mapping, head) != 0
-        || munmap(end, (size_t)(mapping + room - end)) != 0)
-    {
-        FAIL("munmap: %s", strerror(errno));
-    }
-    return mapping + head;
-}
-
-static void *
-fake_mmap(void *hint, size_t size, int protection, int flags, int fd,
-          off_t offset)
-{
-    if (is_failing(&fake.mmap)) {
-        return MAP_FAILED;
-    }
-    fake.mmap_flags = flags;
-    if (fake.grant_hugetlb) {
-        const int size_mask = 0x3F;
-        flags &= ~(MAP_HUGETLB | (int)((unsigned int)size_mask << 26));
-    }
-    if (fake.misalign && size >= ARENA_SIZE) {
-        return mmap_misaligned(size, protection, flags);
-    }
-    return mmap(hint, size, protection, flags, fd, offset);
-}
-
-/* The page of another thread that has it at once. */
-static void
-take_place(char *address, size_t size)
-{
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    if (fake.failed_mremap == PLACE_IS_LEFT) {
-        return;
-    }
-    if (munmap(address, size) != 0) {
-        FAIL("munmap: %s", strerror(errno));
-    }
-    if (fake.failed_mremap == PLACE_IS_TAKEN) {
-        fake.taken = mmap(address + page, page, PROT_READ | PROT_WRITE,
-                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-    }
-}
-
-static void *
-fake_mremap(void *address, size_t old_size, size_t new_size, int flags, ...)
-{
-    void *to = NULL;
-    if (flags & MREMAP_FIXED) {
-        va_list arguments;
-        va_start(arguments, flags);
-        to = va_arg(arguments, void *);
-        va_end(arguments);
-    }
-    if (is_failing(&fake.mremap)) {
-        if (to != NULL) {
-            take_place((char *)to, new_size);
-            errno = fake.mremap.error;
-        }
-        return MAP_FAILED;
-    }
-    return mremap(address, old_size, new_size, flags, to);
-}
-
-static int
-fake_munmap(void *address, size_t size)
-{
-    return is_failing(&fake.munmap) ? -1 : munmap(address, size);
-}
-
-static int
-fake_madvise(void *address, size_t size, int advice)
-{
-    fault *kind = advice == MADV_HUGEPAGE ? &fake.advise_huge
-                                          : &fake.advise_populate;
-    return is_failing(kind) ? -1 : madvise(address, size, advice);
-}
-
-static long
-fake_rt_sigprocmask(long number, int how, void *set, void *old_set,
-                    size_t size)
-{
-    CHECK_EQUAL(number, SYS_rt_sigprocmask);
-    return is_failing(&fake.sigprocmask) ? -1
-           : syscall(number, how, set, old_set, size);
-}
-
-static int
-fake_open(const char *path, int flags)
-{
-    return is_failing(&fake.open) ? -1 : open(path, flags);
-}
-
-#define mmap fake_mmap
-#define munmap fake_munmap
-#define mremap fake_mremap
-#define madvise fake_madvise
-#define syscall fake_rt_sigprocmask
-#define open fake_open
-#define _PyMem_SetHugePages linux_set_huge_pages
-#define _PyMem_GetHugePagesStats linux_get_stats
-#define _PyMem_ReleaseHugePages linux_release
-#define _PyMem_HugePagesCollected linux_collected
-#include "_testhugepages_room.h"
-#include "../Objects/hugepages/fork.c"
-#include "../Objects/hugepages/os_linux.c"
-#include "../Objects/hugepages/os_linux_fork.c"
-#undef mmap
-#undef munmap
-#undef mremap
-#undef madvise
-#undef syscall
-#undef open
 
 static void
 begin_test(void)
 {
-    memset(&fake, 0, sizeof(fake));
-    memset(&hugepages_state, 0, sizeof(hugepages_state));
-    skip_first_arenas();
+    reset_core();
+    disarm();
+    test_tstate = NULL;
     errno = UNTOUCHED;
+}
+
+static void *
+alloc_arena(void)
+{
+    return linux_layer_alloc(NULL, ARENA_SIZE);
+}
+
+static void
+free_arena(void *arena)
+{
+    linux_layer_free(NULL, arena, ARENA_SIZE);
 }
 
 // --- tests: scan -----------------------------------------------------------
@@ -213,11 +44,9 @@ test_scan(void)
     memset(&system, 0xFF, sizeof(system));
     hugepages_os_scan(&system);
     CHECK_EQUAL(errno, UNTOUCHED);
-    test_note("base page %zu KiB, explicit page %zu KiB, THP %zu KiB%s",
-              system.base_page_size / 1024, system.explicit_page_size / 1024,
-              system.thp_size / 1024,
+    test_note("explicit page %zu KiB, THP %zu KiB%s",
+              system.explicit_page_size / 1024, system.thp_size / 1024,
               system.thp_disabled ? ", THP disabled" : "");
-    CHECK_EQUAL(system.base_page_size, sysconf(_SC_PAGESIZE));
     CHECK_EQUAL(system.explicit_page_size, ARENA_SIZE);
     long thp_size = read_number(
         "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
@@ -229,11 +58,10 @@ test_scan_without_sysfs(void)
 {
     hugepages_system system;
     begin_test();
-    fake.open.fail_at = 1;
-    fake.open.error = ENOENT;
+    let_fail(CALL_OPEN, 1, 0, ENOENT);
     hugepages_os_scan(&system);
     CHECK_EQUAL(errno, UNTOUCHED);
-    CHECK_EQUAL(fake.open.calls, 1);
+    CHECK_EQUAL(fake.calls[CALL_OPEN], 1);
     CHECK_EQUAL(system.thp_size, ARENA_SIZE);
 }
 
@@ -254,25 +82,6 @@ test_scan_thp_disabled(void)
 {
     begin_test();
     run_in_child(scan_with_thp_disabled);
-}
-
-/* It goes on, never back, and about as fast as time does. */
-static void
-test_now(void)
-{
-    const struct timespec millisecond = {0, 1000000};
-    begin_test();
-    uint64_t start = hugepages_os_now();
-    uint64_t now = start;
-    for (int i = 0; i < 10000 && now < start + 20; i++) {
-        uint64_t before = now;
-        (void)nanosleep(&millisecond, NULL);
-        errno = UNTOUCHED;
-        now = hugepages_os_now();
-        CHECK_EQUAL(errno, UNTOUCHED);
-        CHECK(now >= before);
-    }
-    CHECK(now >= start + 20);
 }
 
 static void
@@ -319,6 +128,7 @@ test_plain_too_large(void)
     CHECK_EQUAL(errno, ENOMEM);
 }
 
+/* What is not taken back is empty, and can be used. */
 static void
 test_unmap_refused(void)
 {
@@ -327,13 +137,15 @@ test_unmap_refused(void)
     begin_test();
     REQUIRE(hugepages_os_map_plain(ARENA_SIZE, &address, &os_error)
             == HUGEPAGES_OK);
-    fake.munmap.fail_at = 1;
-    fake.munmap.fail_count = 1;
-    fake.munmap.error = ENOMEM;
+    test_use_memory(address, ARENA_SIZE, 1);
+    let_fail(CALL_MUNMAP, 1, 1, ENOMEM);
+    long resident = read_status("VmRSS:");
+    errno = UNTOUCHED;
     CHECK_EQUAL(hugepages_os_unmap(address, ARENA_SIZE, &os_error),
                 HUGEPAGES_BUSY);
     CHECK_EQUAL(os_error, ENOMEM);
     CHECK_EQUAL(errno, UNTOUCHED);
+    CHECK(read_status("VmRSS:") < resident - 1024);
     test_use_memory(address, ARENA_SIZE, 1);
     CHECK_EQUAL(hugepages_os_unmap(address, ARENA_SIZE, &os_error),
                 HUGEPAGES_OK);
@@ -395,12 +207,11 @@ test_explicit_pool_old_kernel(void)
     (void)sigaddset(&mask, SIGUSR1);
     (void)sigprocmask(SIG_BLOCK, &mask, &saved_mask);
     begin_test();
-    fake.advise_populate.fail_at = 1;
-    fake.advise_populate.error = EINVAL;
+    let_fail(CALL_POPULATE, 1, 0, EINVAL);
     if (need_pool(pages) == 0) {
         errno = UNTOUCHED;
         use_pool(pages);
-        CHECK_EQUAL(fake.sigprocmask.calls, pages);
+        CHECK_EQUAL(fake.calls[CALL_SIGPROCMASK], pages);
     }
     restore_pool();
     (void)sigprocmask(SIG_SETMASK, &saved_mask, &after);
@@ -463,8 +274,7 @@ static void
 test_explicit_over_limit_old_kernel(void)
 {
     begin_test();
-    fake.advise_populate.fail_at = 1;
-    fake.advise_populate.error = EINVAL;
+    let_fail(CALL_POPULATE, 1, 0, EINVAL);
     check_over_limit();
 }
 
@@ -506,8 +316,7 @@ test_explicit_refused(void)
         void *address = NULL;
         int os_error = 0;
         begin_test();
-        fake.mmap.fail_at = 1;
-        fake.mmap.error = cases[i].error;
+        let_fail(CALL_MMAP, 1, 0, cases[i].error);
         CHECK_EQUAL(hugepages_os_map_explicit(ARENA_SIZE, &address, &os_error),
                     cases[i].result);
         CHECK_EQUAL(os_error, cases[i].error);
@@ -524,10 +333,8 @@ check_not_proved(int populate_error, int sigprocmask_error)
     int os_error = 0;
     begin_test();
     fake.grant_hugetlb = 1;
-    fake.advise_populate.fail_at = 1;
-    fake.advise_populate.error = populate_error;
-    fake.sigprocmask.fail_at = sigprocmask_error != 0;
-    fake.sigprocmask.error = sigprocmask_error;
+    let_fail(CALL_POPULATE, 1, 0, populate_error);
+    let_fail(CALL_SIGPROCMASK, sigprocmask_error != 0, 0, sigprocmask_error);
     address_space before = read_address_space();
     errno = UNTOUCHED;
     CHECK_EQUAL(hugepages_os_map_explicit(ARENA_SIZE, &address, &os_error),
@@ -535,8 +342,8 @@ check_not_proved(int populate_error, int sigprocmask_error)
     CHECK_EQUAL(errno, UNTOUCHED);
     CHECK_EQUAL(os_error,
                 sigprocmask_error ? sigprocmask_error : populate_error);
-    CHECK_EQUAL(fake.sigprocmask.calls, sigprocmask_error != 0);
-    CHECK_EQUAL(fake.munmap.calls, 1);
+    CHECK_EQUAL(fake.calls[CALL_SIGPROCMASK], sigprocmask_error != 0);
+    CHECK_EQUAL(fake.calls[CALL_MUNMAP], 1);
     check_no_leak(before);
 }
 
@@ -618,29 +425,27 @@ test_thp_each_call_fails(void)
 {
     static const struct {
         int misalign;
-        fault *kind;
+        call_kind kind;
         int fail_at;
         int error;
         hugepages_result result;
     } cases[] = {
-        {0, &fake.mmap, 1, ENOMEM, HUGEPAGES_BUSY},
-        {0, &fake.mmap, 1, EPERM, HUGEPAGES_NEVER},
-        {0, &fake.advise_huge, 1, EINVAL, HUGEPAGES_NEVER},
-        {0, &fake.advise_huge, 1, ENOMEM, HUGEPAGES_BUSY},
-        {1, &fake.mmap, 1, ENOMEM, HUGEPAGES_BUSY},
-        {1, &fake.mmap, 2, ENOMEM, HUGEPAGES_BUSY},
-        {1, &fake.munmap, 2, ENOMEM, HUGEPAGES_BUSY},
-        {1, &fake.munmap, 3, ENOMEM, HUGEPAGES_BUSY},
-        {1, &fake.advise_huge, 1, EINVAL, HUGEPAGES_NEVER},
+        {0, CALL_MMAP, 1, ENOMEM, HUGEPAGES_BUSY},
+        {0, CALL_MMAP, 1, EPERM, HUGEPAGES_NEVER},
+        {0, CALL_ADVISE, 1, EINVAL, HUGEPAGES_NEVER},
+        {0, CALL_ADVISE, 1, ENOMEM, HUGEPAGES_BUSY},
+        {1, CALL_MMAP, 1, ENOMEM, HUGEPAGES_BUSY},
+        {1, CALL_MMAP, 2, ENOMEM, HUGEPAGES_BUSY},
+        {1, CALL_MUNMAP, 2, ENOMEM, HUGEPAGES_BUSY},
+        {1, CALL_MUNMAP, 3, ENOMEM, HUGEPAGES_BUSY},
+        {1, CALL_ADVISE, 1, EINVAL, HUGEPAGES_NEVER},
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         void *address = NULL;
         int os_error = 0;
         begin_test();
         fake.misalign = cases[i].misalign;
-        cases[i].kind->fail_at = cases[i].fail_at;
-        cases[i].kind->fail_count = 1;
-        cases[i].kind->error = cases[i].error;
+        let_fail(cases[i].kind, cases[i].fail_at, 1, cases[i].error);
         address_space before = read_address_space();
         errno = UNTOUCHED;
         CHECK_EQUAL(hugepages_os_map_thp(ARENA_SIZE, &address, &os_error),
@@ -655,7 +460,7 @@ test_thp_each_call_fails(void)
     }
 }
 
-// --- tests: memory that is advised later, and resized ----------------------
+// --- tests: aligned memory, and advice -------------------------------------
 
 /* Write a pattern to each page of memory, or see that it is there. */
 static void
@@ -688,9 +493,7 @@ map_aligned(size_t size)
 {
     void *address = NULL;
     int os_error = 0;
-    if (hugepages_os_map_aligned(size, ARENA_SIZE, &address, &os_error)
-        != HUGEPAGES_OK)
-    {
+    if (hugepages_os_map_aligned(size, &address, &os_error) != HUGEPAGES_OK) {
         FAIL("map_aligned: error %d", os_error);
     }
     return address;
@@ -704,37 +507,21 @@ unmap(void *address, size_t size)
     CHECK(is_unmapped(address));
 }
 
-/* Is the page at an address advised? */
-static int
-is_advised(const void *address)
-{
-    smaps_entry entry;
-    if (read_smaps(address, &entry) < 0) {
-        FAIL("%p is not mapped", address);
-        return 0;
-    }
-    return entry.advised_huge;
-}
-
 static void
 map_aligned_sizes(void)
 {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t sizes[] = {
-        page, 5 * page, ARENA_SIZE - page, ARENA_SIZE, ARENA_SIZE + page,
-        3 * ARENA_SIZE, 3 * ARENA_SIZE + 7 * page,
-    };
     address_space before = read_address_space();
-    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++) {
+    for (size_t size = ARENA_SIZE; size <= 3 * ARENA_SIZE; size += ARENA_SIZE)
+    {
         errno = UNTOUCHED;
-        void *address = map_aligned(sizes[i]);
+        void *address = map_aligned(size);
         REQUIRE(address != NULL);
         CHECK_EQUAL(errno, UNTOUCHED);
         CHECK(!is_advised(address));
-        test_use_memory(address, sizes[i], ARENA_SIZE);
+        test_use_memory(address, size, ARENA_SIZE);
         address_space now = read_address_space();
-        CHECK_EQUAL(now.kib, before.kib + (long)sizes[i] / 1024);
-        unmap(address, sizes[i]);
+        CHECK_EQUAL(now.kib, before.kib + (long)size / 1024);
+        unmap(address, size);
     }
     check_no_leak(before);
 }
@@ -752,55 +539,6 @@ test_aligned_misaligned(void)
     begin_test();
     fake.misalign = 1;
     map_aligned_sizes();
-}
-
-/* A huge alignment is one like any other. */
-static void
-test_aligned_to_more(void)
-{
-    const size_t size = 3 * ARENA_SIZE, alignment = 16 * ARENA_SIZE;
-    void *address = NULL;
-    int os_error = 0;
-    begin_test();
-    address_space before = read_address_space();
-    REQUIRE(hugepages_os_map_aligned(size, alignment, &address, &os_error)
-            == HUGEPAGES_OK);
-    test_use_memory(address, size, alignment);
-    unmap(address, size);
-    check_no_leak(before);
-}
-
-static void
-test_aligned_each_call_fails(void)
-{
-    static const struct {
-        int misalign;
-        fault *kind;
-        int fail_at;
-    } cases[] = {
-        {0, &fake.mmap, 1},
-        {1, &fake.mmap, 1},
-        {1, &fake.mmap, 2},
-        {1, &fake.munmap, 2},
-        {1, &fake.munmap, 3},
-    };
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        void *address = NULL;
-        int os_error = 0;
-        begin_test();
-        fake.misalign = cases[i].misalign;
-        cases[i].kind->fail_at = cases[i].fail_at;
-        cases[i].kind->fail_count = 1;
-        cases[i].kind->error = ENOMEM;
-        address_space before = read_address_space();
-        errno = UNTOUCHED;
-        CHECK_EQUAL(hugepages_os_map_aligned(3 * ARENA_SIZE, ARENA_SIZE,
-                                             &address, &os_error),
-                    HUGEPAGES_BUSY);
-        CHECK_EQUAL(errno, UNTOUCHED);
-        CHECK_EQUAL(os_error, ENOMEM);
-        check_no_leak(before);
-    }
 }
 
 /* Only what was asked for is advised, be it in memory already or not. */
@@ -843,8 +581,7 @@ test_advise_refused(void)
         begin_test();
         void *address = map_aligned(ARENA_SIZE);
         REQUIRE(address != NULL);
-        fake.advise_huge.fail_at = 1;
-        fake.advise_huge.error = cases[i].error;
+        let_fail(CALL_ADVISE, 1, 0, cases[i].error);
         errno = UNTOUCHED;
         CHECK_EQUAL(hugepages_os_advise(address, ARENA_SIZE, &os_error),
                     cases[i].result);
@@ -855,422 +592,148 @@ test_advise_refused(void)
     }
 }
 
-/* Base pages, whatever mode the system is in. */
-static char *
-map_base_pages(size_t size)
-{
-    char *address = (char *)map_aligned(size);
-    if (address != NULL) {
-        /* EINVAL where there are no huge pages. */
-        (void)madvise(address, size, MADV_NOHUGEPAGE);
-    }
-    return address;
-}
-
-static size_t
-resident_pages(const void *address, size_t size)
-{
-    size_t resident = SIZE_MAX;
-    errno = UNTOUCHED;
-    CHECK_EQUAL(hugepages_os_resident(address, size, &resident),
-                HUGEPAGES_OK);
-    CHECK_EQUAL(errno, UNTOUCHED);
-    return resident / (size_t)sysconf(_SC_PAGESIZE);
-}
+// --- tests: what a fork needs ----------------------------------------------
 
 static void
-test_resident(void)
+count_threads(int thread)
 {
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    begin_test();
-    char *address = map_base_pages(ARENA_SIZE);
-    REQUIRE(address != NULL);
-    CHECK_EQUAL(resident_pages(address, ARENA_SIZE), 0);
-    address[0] = 1;
-    CHECK_EQUAL(resident_pages(address, ARENA_SIZE), 1);
-    address[7 * page] = 1;
-    address[ARENA_SIZE - 1] = 1;
-    address[ARENA_SIZE - 2] = 1;
-    CHECK_EQUAL(resident_pages(address, ARENA_SIZE), 3);
-    CHECK_EQUAL(resident_pages(address, 8 * page), 2);
-    CHECK_EQUAL(resident_pages(address + page, 6 * page), 0);
-    write_pages(address, ARENA_SIZE);
-    CHECK_EQUAL(resident_pages(address, ARENA_SIZE), ARENA_SIZE / page);
-    unmap(address, ARENA_SIZE);
-}
-
-/* More than an arena is not looked at, nor is what is not there. */
-static void
-test_resident_refused(void)
-{
-    size_t resident = 4711;
-    begin_test();
-    char *address = map_base_pages(2 * ARENA_SIZE);
-    REQUIRE(address != NULL);
-    errno = UNTOUCHED;
-    CHECK_EQUAL(hugepages_os_resident(address, 2 * ARENA_SIZE, &resident),
-                HUGEPAGES_NEVER);
-    CHECK_EQUAL(resident, 4711);
-    unmap(address, 2 * ARENA_SIZE);
-    errno = UNTOUCHED;
-    CHECK_EQUAL(hugepages_os_resident(address, ARENA_SIZE, &resident),
-                HUGEPAGES_NEVER);
-    CHECK_EQUAL(resident, 4711);
-    CHECK_EQUAL(errno, UNTOUCHED);
-}
-
-/* Linux has it since 5.14; without, it does nothing. */
-static void
-test_fill(void)
-{
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    begin_test();
-    char *address = map_base_pages(ARENA_SIZE);
-    REQUIRE(address != NULL);
-    address[8 * page] = 7;
-    fake.advise_populate.fail_at = 2;
-    fake.advise_populate.error = EINVAL;
-    int is_known = madvise(address, page, MADV_POPULATE_WRITE) == 0;
-    errno = UNTOUCHED;
-    hugepages_os_fill(address + 4 * page, 8 * page);
-    CHECK_EQUAL(errno, UNTOUCHED);
-    CHECK_EQUAL(resident_pages(address, ARENA_SIZE), is_known ? 9 : 1);
-    CHECK_EQUAL(address[8 * page], 7);
-    hugepages_os_fill(address, ARENA_SIZE);
-    CHECK_EQUAL(fake.advise_populate.calls, 2);
-    CHECK_EQUAL(errno, UNTOUCHED);
-    CHECK_EQUAL(resident_pages(address, ARENA_SIZE), is_known ? 9 : 1);
-    address[8 * page] = 0;
-    test_use_memory(address, ARENA_SIZE, ARENA_SIZE);
-    unmap(address, ARENA_SIZE);
-}
-
-/* Map memory that cannot grow where it is, or that can; *behind is the page
-   that keeps it from that, or NULL. */
-static char *
-map_with_neighbour(size_t size, int can_grow, void **behind)
-{
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t room = 16 * ARENA_SIZE;
-    char *address = (char *)map_aligned(size + room);
-    *behind = NULL;
-    if (address == NULL) {
-        return NULL;
-    }
-    /* There is nothing behind it from here on. */
-    if (munmap(address + size, room) != 0) {
-        FAIL("munmap: %s", strerror(errno));
-    }
-    if (!can_grow) {
-        *behind = mmap(address + size, page, PROT_READ,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-        if (*behind != address + size) {
-            FAIL("mmap: %s", strerror(errno));
-        }
-    }
-    return address;
-}
-
-static void
-unmap_neighbour(void *behind)
-{
-    if (behind != NULL) {
-        CHECK_EQUAL(munmap(behind, (size_t)sysconf(_SC_PAGESIZE)), 0);
-    }
-}
-
-/* Let memory of which so much is advised grow. */
-static void
-check_growth(size_t old_size, size_t new_size, int can_grow, int is_whole)
-{
-    void *behind, *resized = NULL;
-    int os_error = 0;
-    address_space before = read_address_space();
-    char *address = map_with_neighbour(old_size, can_grow, &behind);
-    REQUIRE(address != NULL);
-    if (is_whole) {
-        CHECK_EQUAL(hugepages_os_advise(address, old_size, &os_error),
-                    HUGEPAGES_OK);
-    }
-    write_pages(address, old_size);
-    errno = UNTOUCHED;
-    REQUIRE(hugepages_os_resize(address, old_size, new_size, ARENA_SIZE,
-                                &resized, &os_error) == HUGEPAGES_OK);
-    CHECK_EQUAL(errno, UNTOUCHED);
-    if (can_grow) {
-        CHECK(resized == address);
+    if (thread == 0) {
+        CHECK(!hugepages_os_is_single_threaded());
     }
     else {
-        CHECK(resized != address);
-        CHECK(is_unmapped(address));
-        CHECK(is_unmapped(address + old_size - 1));
-        CHECK(!is_unmapped(behind));
-    }
-    CHECK_EQUAL((uintptr_t)resized % ARENA_SIZE, 0);
-    check_pages(resized, old_size);
-    test_use_memory((char *)resized + old_size, new_size - old_size, 1);
-    CHECK_EQUAL(is_advised(resized), is_whole);
-    CHECK_EQUAL(is_advised((char *)resized + new_size - 1), is_whole);
-    unmap(resized, new_size);
-    unmap_neighbour(behind);
-    check_no_leak(before);
-}
-
-static void
-check_all_growth(int can_grow)
-{
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    for (int is_whole = 0; is_whole < 2; is_whole++) {
-        check_growth(ARENA_SIZE, 2 * ARENA_SIZE, can_grow, is_whole);
-        check_growth(2 * ARENA_SIZE, 7 * ARENA_SIZE, can_grow, is_whole);
-    }
-    check_growth(ARENA_SIZE, ARENA_SIZE + page, can_grow, 0);
-    check_growth(ARENA_SIZE + page, 3 * ARENA_SIZE - page, can_grow, 0);
-    check_growth(page, 5 * page, can_grow, 0);
-}
-
-static void
-test_resize_in_place(void)
-{
-    begin_test();
-    check_all_growth(1);
-    CHECK_EQUAL(fake.mremap.calls, 7);
-}
-
-static void
-test_resize_moved(void)
-{
-    begin_test();
-    check_all_growth(0);
-    CHECK_EQUAL(fake.mremap.calls, 14);
-}
-
-/* As before Linux 6.7, which does not align by itself. */
-static void
-test_resize_misaligned(void)
-{
-    begin_test();
-    fake.misalign = 1;
-    check_all_growth(0);
-}
-
-/* The end of a mapping goes, wherever its advice ends. */
-static void
-test_resize_shrinks(void)
-{
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    static const size_t advised[] = {0, 1, 2, 4};
-    for (size_t i = 0; i < sizeof(advised) / sizeof(advised[0]); i++) {
-        void *resized = NULL;
-        int os_error = 0;
-        begin_test();
-        address_space before = read_address_space();
-        char *address = (char *)map_aligned(4 * ARENA_SIZE);
-        REQUIRE(address != NULL);
-        if (advised[i] > 0) {
-            CHECK_EQUAL(hugepages_os_advise(address, advised[i] * ARENA_SIZE,
-                                            &os_error), HUGEPAGES_OK);
-        }
-        write_pages(address, 4 * ARENA_SIZE);
-        errno = UNTOUCHED;
-        for (size_t units = 3; units >= 1; units--) {
-            REQUIRE(hugepages_os_resize(address, (units + 1) * ARENA_SIZE,
-                                        units * ARENA_SIZE, ARENA_SIZE,
-                                        &resized, &os_error) == HUGEPAGES_OK);
-            CHECK(resized == address);
-            CHECK(is_unmapped(address + units * ARENA_SIZE));
-            check_pages(address, units * ARENA_SIZE);
-        }
-        REQUIRE(hugepages_os_resize(address, ARENA_SIZE, page, ARENA_SIZE,
-                                    &resized, &os_error) == HUGEPAGES_OK);
-        CHECK_EQUAL(errno, UNTOUCHED);
-        CHECK(is_unmapped(address + page));
-        check_pages(address, page);
-        unmap(address, page);
-        check_no_leak(before);
+        /* Until the other one has looked. */
+        const struct timespec pause = {0, 50 * 1000 * 1000};
+        (void)nanosleep(&pause, NULL);
     }
 }
 
-/* The kernel has made two mappings of what was advised in part, and resizes
-   one only: nothing has changed then.  When all is advised they are one again,
-   as the rest was written to before a part was advised. */
 static void
-check_partly_advised(size_t written)
+test_single_threaded(void)
 {
-    const size_t size = 3 * ARENA_SIZE, new_size = 5 * ARENA_SIZE;
-    void *behind, *resized = NULL;
-    int os_error = 0;
-    address_space before = read_address_space();
-    char *address = map_with_neighbour(size, 0, &behind);
-    REQUIRE(address != NULL);
-    address[ARENA_SIZE] = 0;
-    CHECK_EQUAL(hugepages_os_advise(address, ARENA_SIZE, &os_error),
-                HUGEPAGES_OK);
-    write_pages(address, written);
-    errno = UNTOUCHED;
-    CHECK_EQUAL(hugepages_os_resize(address, size, new_size, ARENA_SIZE,
-                                    &resized, &os_error), HUGEPAGES_BUSY);
+    begin_test();
+    CHECK(hugepages_os_is_single_threaded());
     CHECK_EQUAL(errno, UNTOUCHED);
-    check_pages(address, written);
-    CHECK_EQUAL(hugepages_os_advise(address, size, &os_error), HUGEPAGES_OK);
-    REQUIRE(hugepages_os_resize(address, size, new_size, ARENA_SIZE,
-                                &resized, &os_error) == HUGEPAGES_OK);
-    check_pages(resized, written);
-    CHECK(is_advised((char *)resized + new_size - 1));
-    unmap(resized, new_size);
-    unmap_neighbour(behind);
-    check_no_leak(before);
+    test_run_threads(2, count_threads);
+    let_fail(CALL_STAT, 1, 0, ENOENT);
+    errno = UNTOUCHED;
+    CHECK(!hugepages_os_is_single_threaded());
+    CHECK_EQUAL(errno, UNTOUCHED);
 }
 
 static void
-test_resize_partly_advised(void)
+test_thp_off(void)
 {
+    const char *file = "/sys/kernel/mm/transparent_hugepage/enabled";
+    char mode[64];
     begin_test();
-    check_partly_advised(0);
-    check_partly_advised(ARENA_SIZE);
-    check_partly_advised(3 * ARENA_SIZE);
-}
-
-/* Whatever fails, and whatever that leaves of the new place. */
-static void
-test_resize_each_call_fails(void)
-{
-    static const struct {
-        fault *kind;
-        int fail_at;
-        place failed_mremap;
-        int misalign;
-    } cases[] = {
-        {&fake.mmap, 1, PLACE_IS_LEFT, 0},
-        {&fake.mmap, 2, PLACE_IS_LEFT, 1},
-        {&fake.munmap, 2, PLACE_IS_LEFT, 1},
-        {&fake.munmap, 3, PLACE_IS_LEFT, 1},
-        {&fake.mremap, 2, PLACE_IS_LEFT, 0},
-        {&fake.mremap, 2, PLACE_IS_UNMAPPED, 0},
-        {&fake.mremap, 2, PLACE_IS_TAKEN, 0},
-    };
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t size = 2 * ARENA_SIZE;
-    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
-        void *behind, *resized = NULL;
-        int os_error = 0;
-        begin_test();
-        char *address = map_with_neighbour(size, 0, &behind);
-        REQUIRE(address != NULL);
-        write_pages(address, size);
-        address_space before = read_address_space();
-        memset(&fake, 0, sizeof(fake));
-        fake.misalign = cases[i].misalign;
-        cases[i].kind->fail_at = cases[i].fail_at;
-        cases[i].kind->fail_count = 1;
-        cases[i].kind->error = ENOMEM;
-        fake.failed_mremap = cases[i].failed_mremap;
+    if (read_file(file, mode, sizeof(mode)) == 0) {
         errno = UNTOUCHED;
-        CHECK_EQUAL(hugepages_os_resize(address, size, 3 * size, ARENA_SIZE,
-                                        &resized, &os_error), HUGEPAGES_BUSY);
-        CHECK_EQUAL(errno, UNTOUCHED);
-        CHECK_EQUAL(os_error, ENOMEM);
-        if (fake.taken != NULL) {
-            CHECK(!is_unmapped(fake.taken));
-            CHECK_EQUAL(munmap(fake.taken, page), 0);
-        }
-        check_no_leak(before);
-        check_pages(address, size);
-        memset(&fake, 0, sizeof(fake));
-        unmap(address, size);
-        unmap_neighbour(behind);
-        if (test_failed()) {
-            FAIL("in case %zu", i);
-            return;
+        CHECK_EQUAL(hugepages_os_is_thp_off(),
+                    strstr(mode, "[never]") != NULL);
+        if (test_owns_machine) {
+            CHECK_EQUAL(write_file(file, "never"), 0);
+            CHECK(hugepages_os_is_thp_off());
+            CHECK_EQUAL(write_file(file, "madvise"), 0);
         }
     }
-
-    /* What cannot be made smaller is not moved. */
-    begin_test();
-    int os_error = 0;
-    void *resized = NULL;
-    void *address = map_aligned(size);
-    REQUIRE(address != NULL);
-    fake.mremap.fail_at = 1;
-    fake.mremap.error = ENOMEM;
-    write_pages(address, size);
-    CHECK_EQUAL(hugepages_os_resize(address, size, ARENA_SIZE, ARENA_SIZE,
-                                    &resized, &os_error), HUGEPAGES_BUSY);
-    CHECK_EQUAL(os_error, ENOMEM);
-    CHECK_EQUAL(fake.mremap.calls, 1);
-    check_pages(address, size);
-    unmap(address, size);
+    let_fail(CALL_OPEN, 1, 0, ENOENT);
+    errno = UNTOUCHED;
+    CHECK(!hugepages_os_is_thp_off());
+    CHECK_EQUAL(errno, UNTOUCHED);
 }
 
-/* Real limits: that on the address space keeps the new place from being had;
-   that on data is met when the place is there. */
 static void
-resize_at_limit(int is_data, int can_grow)
+test_signals(void)
 {
-    const size_t size = 2 * ARENA_SIZE;
-    void *behind, *resized = NULL;
+    sigset_t before, blocked, after;
+    begin_test();
+    CHECK_EQUAL(sigprocmask(SIG_SETMASK, NULL, &before), 0);
+    hugepages_os_block_signals();
+    CHECK_EQUAL(sigprocmask(SIG_SETMASK, NULL, &blocked), 0);
+    hugepages_os_unblock_signals();
+    CHECK_EQUAL(sigprocmask(SIG_SETMASK, NULL, &after), 0);
+    CHECK_EQUAL(errno, UNTOUCHED);
+    for (int i = 1; i < 32; i++) {
+        CHECK(i == SIGKILL || i == SIGSTOP || sigismember(&blocked, i));
+        CHECK_EQUAL(sigismember(&after, i), sigismember(&before, i));
+    }
+}
+
+/* Of the middle one of three neighbours. */
+static void
+test_unadvise(void)
+{
     int os_error = 0;
-    struct rlimit limit;
-    char *address = map_with_neighbour(size, can_grow, &behind);
+    begin_test();
+    char *address = (char *)map_aligned(3 * ARENA_SIZE);
     REQUIRE(address != NULL);
-    write_pages(address, size);
+    CHECK_EQUAL(hugepages_os_advise(address, 3 * ARENA_SIZE, &os_error),
+                HUGEPAGES_OK);
+    write_pages(address, 3 * ARENA_SIZE);
+    errno = UNTOUCHED;
+    hugepages_os_unadvise(address + ARENA_SIZE, ARENA_SIZE);
+    CHECK_EQUAL(errno, UNTOUCHED);
+    CHECK(is_advised(address));
+    CHECK(!is_advised(address + ARENA_SIZE));
+    CHECK(is_advised(address + 2 * ARENA_SIZE));
+    check_pages(address, 3 * ARENA_SIZE);
+    let_fail(CALL_UNADVISE, 2, 0, EINVAL);
+    errno = UNTOUCHED;
+    hugepages_os_unadvise(address, ARENA_SIZE);
+    CHECK_EQUAL(errno, UNTOUCHED);
+    unmap(address, 3 * ARENA_SIZE);
+}
+
+/* Onto memory of either kind. */
+static void
+check_move(void *to)
+{
+    begin_test();
+    void *from = map_aligned(ARENA_SIZE);
+    REQUIRE(from != NULL);
+    write_pages(from, ARENA_SIZE);
     address_space before = read_address_space();
-    REQUIRE((is_data ? getrlimit(RLIMIT_DATA, &limit)
-                     : getrlimit(RLIMIT_AS, &limit)) == 0);
-    limit.rlim_cur = ((rlim_t)(is_data ? read_status("VmData:") : before.kib)
-                      << 10) + ARENA_SIZE;
-    REQUIRE((is_data ? setrlimit(RLIMIT_DATA, &limit)
-                     : setrlimit(RLIMIT_AS, &limit)) == 0);
-    for (int i = 0; i < 3; i++) {
-        errno = UNTOUCHED;
-        CHECK_EQUAL(hugepages_os_resize(address, size, 2 * size, ARENA_SIZE,
-                                        &resized, &os_error), HUGEPAGES_BUSY);
-        CHECK_EQUAL(errno, UNTOUCHED);
-        CHECK_EQUAL(os_error, ENOMEM);
-        check_no_leak(before);
-        check_pages(address, size);
-    }
-    /* There is room for half of it. */
-    if (can_grow) {
-        CHECK_EQUAL(hugepages_os_resize(address, size, size + ARENA_SIZE,
-                                        ARENA_SIZE, &resized, &os_error),
-                    HUGEPAGES_OK);
-        CHECK(resized == address);
-    }
+    let_fail(CALL_MREMAP, 1, 1, ENOMEM);
+    errno = UNTOUCHED;
+    CHECK_EQUAL(hugepages_os_move(from, to, ARENA_SIZE), HUGEPAGES_BUSY);
+    check_pages(from, ARENA_SIZE);
+    check_no_leak(before);
+    let_fail(CALL_MMAP, 1, 1, ENOMEM);
+    fake.calls[CALL_MMAP] = 0;
+    errno = UNTOUCHED;
+    CHECK_EQUAL(hugepages_os_remap_plain(to, ARENA_SIZE), HUGEPAGES_BUSY);
+    CHECK_EQUAL(hugepages_os_remap_plain(to, ARENA_SIZE), HUGEPAGES_OK);
+    CHECK_EQUAL(errno, UNTOUCHED);
+    test_use_memory(to, ARENA_SIZE, ARENA_SIZE);
+    CHECK_EQUAL(hugepages_os_move(from, to, ARENA_SIZE), HUGEPAGES_OK);
+    CHECK_EQUAL(errno, UNTOUCHED);
+    CHECK(is_unmapped(from));
+    check_pages(to, ARENA_SIZE);
+    unmap(to, ARENA_SIZE);
 }
 
 static void
-resize_at_limits(void)
-{
-    resize_at_limit(0, 0);
-}
-
-static void
-resize_at_limits_in_place(void)
-{
-    resize_at_limit(0, 1);
-}
-
-static void
-resize_at_data_limit(void)
-{
-    resize_at_limit(1, 0);
-}
-
-static void
-resize_at_data_limit_in_place(void)
-{
-    resize_at_limit(1, 1);
-}
-
-static void
-test_resize_at_limit(void)
+test_move(void)
 {
     begin_test();
-    run_in_child(resize_at_limits);
-    run_in_child(resize_at_limits_in_place);
-    run_in_child(resize_at_data_limit);
-    run_in_child(resize_at_data_limit_in_place);
+    void *to = map_aligned(ARENA_SIZE);
+    REQUIRE(to != NULL);
+    check_move(to);
+}
+
+static void
+test_move_onto_hugetlb(void)
+{
+    void *to = NULL;
+    int os_error;
+    begin_test();
+    if (need_pool(1) == 0) {
+        REQUIRE(hugepages_os_map_explicit(ARENA_SIZE, &to, &os_error)
+                == HUGEPAGES_OK);
+        check_move(to);
+        CHECK_EQUAL(pool_available(), 1);
+    }
+    restore_pool();
 }
 
 // --- tests: nothing leaks --------------------------------------------------
@@ -1328,61 +791,6 @@ test_cycles_thp_misaligned(void)
     check_cycles(hugepages_os_map_thp);
 }
 
-/* Sizes that go up and down, with others between, so that some move. */
-static void
-check_resize_cycles(void)
-{
-    enum { HELD = 4 };
-    char *memory[HELD];
-    size_t sizes[HELD];
-    int os_error = 0;
-    uint32_t state = test_seed;
-    address_space before = read_address_space();
-    for (int i = 0; i < HELD; i++) {
-        sizes[i] = ARENA_SIZE;
-        memory[i] = (char *)map_aligned(ARENA_SIZE);
-        REQUIRE(memory[i] != NULL);
-        memory[i][0] = (char)i;
-    }
-    for (int i = 0; i < test_rounds(1000); i++) {
-        uint32_t number = test_random(&state);
-        uint32_t which = number % HELD;
-        size_t new_size = (number / 16 % 16 + 1) * ARENA_SIZE;
-        void *resized = NULL;
-        if (new_size == sizes[which]) {
-            continue;
-        }
-        REQUIRE(hugepages_os_resize(memory[which], sizes[which], new_size,
-                                    ARENA_SIZE, &resized, &os_error)
-                == HUGEPAGES_OK);
-        memory[which] = (char *)resized;
-        sizes[which] = new_size;
-        CHECK_EQUAL((uintptr_t)resized % ARENA_SIZE, 0);
-        CHECK_EQUAL(memory[which][0], which);
-        memory[which][new_size - 1] = 1;
-    }
-    for (int i = 0; i < HELD; i++) {
-        CHECK_EQUAL(hugepages_os_unmap(memory[i], sizes[i], &os_error),
-                    HUGEPAGES_OK);
-    }
-    check_no_leak(before);
-}
-
-static void
-test_cycles_resize(void)
-{
-    begin_test();
-    check_resize_cycles();
-}
-
-static void
-test_cycles_resize_misaligned(void)
-{
-    begin_test();
-    fake.misalign = 1;
-    check_resize_cycles();
-}
-
 static void
 test_cycles_explicit(void)
 {
@@ -1398,17 +806,16 @@ test_cycles_explicit(void)
 // --- tests: no more mappings -----------------------------------------------
 
 /* An arena in the middle of memory that the kernel sees as one mapping cannot
-   be cut out of it; it must come back to use. */
+   be cut out of it: it waits for the next request. */
 static void
 free_without_mappings(void)
 {
     enum { COUNT = 16 };
     void *arenas[COUNT];
     int middle = -1;
-    int os_error = 0;
-    linux_set_huge_pages(PYMALLOC_HUGEPAGES_THP);
+    linux_layer_set_huge_pages(PYMALLOC_HUGEPAGES_THP);
     for (int i = 0; i < COUNT; i++) {
-        arenas[i] = hugepages_alloc(ARENA_SIZE);
+        arenas[i] = alloc_arena();
         REQUIRE(arenas[i] != NULL);
     }
     for (int i = 0; i < COUNT && middle < 0; i++) {
@@ -1425,20 +832,26 @@ free_without_mappings(void)
     void *filler = use_up_mappings(&filler_size);
     REQUIRE(filler != NULL);
 
-    CHECK_EQUAL(hugepages_os_unmap(arenas[middle], ARENA_SIZE, &os_error),
-                HUGEPAGES_BUSY);
-    CHECK_EQUAL(os_error, ENOMEM);
     memset(arenas[middle], 1, ARENA_SIZE);
-    hugepages_free(arenas[middle], ARENA_SIZE);
-    int calls = fake.mmap.calls;
-    CHECK(hugepages_alloc(ARENA_SIZE) == arenas[middle]);
-    CHECK_EQUAL(fake.mmap.calls, calls);
+    long resident = read_status("VmRSS:");
+    free_arena(arenas[middle]);
+    CHECK(read_status("VmRSS:") < resident - 1024);
+    /* Where no more memory is to be had, this is no way out, nor a trap. */
+    let_fail(CALL_MMAP, fake.calls[CALL_MMAP] + 1, 0, ENOMEM);
+    (void)alarm(60);
+    CHECK(linux_layer_alloc(NULL, 16 * 1024) == NULL);
+    (void)alarm(0);
+    int calls = fake.calls[CALL_MMAP];
+    CHECK(alloc_arena() == arenas[middle]);
+    CHECK_EQUAL(fake.calls[CALL_MMAP], calls);
+    test_use_memory(arenas[middle], ARENA_SIZE, ARENA_SIZE);
+    disarm();
     /* A new one cannot be had, or merges with those that are there; either
        way quietly. */
-    (void)hugepages_alloc(ARENA_SIZE);
+    (void)alloc_arena();
 
     CHECK_EQUAL(munmap(filler, filler_size), 0);
-    hugepages_free(arenas[middle], ARENA_SIZE);
+    free_arena(arenas[middle]);
     CHECK(is_unmapped(arenas[middle]));
 }
 
@@ -1449,7 +862,7 @@ test_max_map_count(void)
     run_in_child(free_without_mappings);
 }
 
-// --- tests: arena.c over os_linux.c ----------------------------------------
+// --- tests: pymalloc.c -----------------------------------------------------
 
 /* A pool of two, then transparent huge pages; chunks get neither. */
 static void
@@ -1457,15 +870,13 @@ use_arenas(void)
 {
     enum { COUNT = 4 };
     void *arenas[COUNT];
-    smaps_entry entry;
-    linux_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
-    void *chunk = hugepages_alloc(16 * 1024);
+    linux_layer_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    void *chunk = linux_layer_alloc(NULL, 16 * 1024);
     REQUIRE(chunk != NULL);
     CHECK_EQUAL(pool_available(), 2);
-    REQUIRE(read_smaps(chunk, &entry) == 0);
-    CHECK(!entry.advised_huge);
+    CHECK(!is_advised(chunk));
     for (int i = 0; i < COUNT; i++) {
-        arenas[i] = hugepages_alloc(ARENA_SIZE);
+        arenas[i] = alloc_arena();
         REQUIRE(arenas[i] != NULL);
         if (i < 2) {
             check_hugetlb(arenas[i]);
@@ -1477,12 +888,13 @@ use_arenas(void)
     }
     CHECK_EQUAL(pool_available(), 0);
     for (int i = 0; i < COUNT; i++) {
-        hugepages_free(arenas[i], ARENA_SIZE);
+        free_arena(arenas[i]);
         CHECK(is_unmapped(arenas[i]));
     }
     CHECK_EQUAL(pool_available(), 2);
-    hugepages_free(chunk, 16 * 1024);
+    linux_layer_free(NULL, chunk, 16 * 1024);
     CHECK(is_unmapped(chunk));
+    linux_layer_free(NULL, NULL, ARENA_SIZE);
 }
 
 static void
@@ -1495,31 +907,46 @@ test_arenas(void)
     restore_pool();
 }
 
-/* The first arenas are plain memory until one more is there. */
+/* As an interpreter does it: what it has is in its table. */
 static void
 use_first_arenas(void)
 {
-    enum { MOST = 16 };
-    const int first = (int)hugepages_first_count[HUGEPAGES_FOR_POOLS];
-    void *arenas[MOST];
-    memset(hugepages_state.used, 0, sizeof(hugepages_state.used));
-    linux_set_huge_pages(PYMALLOC_HUGEPAGES_THP);
-    for (int i = 0; i < first; i++) {
-        arenas[i] = hugepages_alloc(ARENA_SIZE);
-        REQUIRE(arenas[i] != NULL);
-        CHECK_EQUAL((uintptr_t)arenas[i] % ARENA_SIZE, 0);
-        CHECK(!is_advised(arenas[i]));
-        write_pages(arenas[i], ARENA_SIZE);
+    enum { MOST = 8 };
+    static PyThreadState tstate;
+    struct _obmalloc_mgmt *mgmt;
+    /* This process has forked none. */
+    reset_core();
+    memset(&tstate, 0, sizeof(tstate));
+    tstate.interp = calloc(1, sizeof(*tstate.interp));
+    REQUIRE(tstate.interp != NULL);
+    test_tstate = &tstate;
+    linux_layer_set_huge_pages(PYMALLOC_HUGEPAGES_THP);
+    /* An interpreter that has none yet. */
+    void *early = alloc_arena();
+    check_thp(early);
+    free_arena(early);
+
+    tstate.interp->obmalloc = calloc(1, sizeof(*tstate.interp->obmalloc));
+    REQUIRE(tstate.interp->obmalloc != NULL);
+    mgmt = &tstate.interp->obmalloc->mgmt;
+    mgmt->arenas = calloc(MOST, sizeof(*mgmt->arenas));
+    REQUIRE(mgmt->arenas != NULL);
+    mgmt->maxarenas = MOST;
+    for (unsigned int i = 0; i < MOST; i++) {
+        void *arena = alloc_arena();
+        REQUIRE(arena != NULL);
+        CHECK_EQUAL((uintptr_t)arena % ARENA_SIZE, 0);
+        CHECK_EQUAL(is_advised(arena), i >= HUGEPAGES_FIRST_ARENAS);
+        write_pages(arena, ARENA_SIZE);
+        mgmt->arenas[i].address = (uintptr_t)arena;
+        mgmt->narenas_currently_allocated++;
     }
-    arenas[first] = hugepages_alloc(ARENA_SIZE);
-    REQUIRE(arenas[first] != NULL);
-    for (int i = 0; i <= first; i++) {
-        check_thp(arenas[i]);
-        if (i < first) {
-            check_pages(arenas[i], ARENA_SIZE);
-        }
-        hugepages_free(arenas[i], ARENA_SIZE);
-        CHECK(is_unmapped(arenas[i]));
+    for (unsigned int i = 0; i < MOST; i++) {
+        void *arena = (void *)mgmt->arenas[i].address;
+        check_thp(arena);
+        check_pages(arena, ARENA_SIZE);
+        free_arena(arena);
+        CHECK(is_unmapped(arena));
     }
 }
 
@@ -1530,56 +957,40 @@ test_first_arenas(void)
     run_in_child(use_first_arenas);
 }
 
-/* As a list grows and shrinks. */
+/* The last thing that a program does. */
 static void
-use_blocks(void)
+finish(void)
 {
-    linux_set_huge_pages(PYMALLOC_HUGEPAGES_THP);
-    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    const size_t most = 20 * ARENA_SIZE;
-    void *medium = hugepages_block_malloc(page);
-    char *list = (char *)hugepages_block_malloc(page);
-    REQUIRE(medium != NULL && list != NULL);
-    address_space before = read_address_space();
-    size_t size = page;
-    write_pages(list, size);
-    while (size < most) {
-        size_t new_size = (size + size / 8 + page) / page * page;
-        list = (char *)hugepages_block_realloc(list, new_size);
-        REQUIRE(list != NULL);
-        check_pages(list, size);
-        write_pages(list, new_size);
-        size = new_size;
-    }
-    CHECK_EQUAL(hugepages_unit_of(list), HUGEPAGES_UNIT_LARGE);
-    CHECK(is_advised(list));
-    CHECK(is_advised(list + size - 1));
-    while (size > page) {
-        size = size / 2 / page * page;
-        list = (char *)hugepages_block_realloc(list, size);
-        REQUIRE(list != NULL);
-        check_pages(list, size);
-    }
-    CHECK(hugepages_stats[HUGEPAGES_LARGE].now == 0);
-    /* An arena of the dense heap and the leaves of the tree may have come. */
-    address_space after = read_address_space();
-    CHECK(after.kib <= before.kib + 2 * (long)ARENA_SIZE / 1024);
-    hugepages_block_free(list);
-    hugepages_block_free(medium);
+    char line[2000];
+    char name[] = "/tmp/testhugepages-XXXXXX";
+    int fd = mkstemp(name);
+    REQUIRE(fd >= 0);
+    (void)close(fd);
+    CHECK_EQUAL(setenv("PYTHON_PYMALLOC_HUGEPAGES_STATS", name, 1), 0);
+    linux_layer_set_huge_pages(PYMALLOC_HUGEPAGES_THP);
+    void *arena = alloc_arena();
+    linux_layer_fini();
+    CHECK_EQUAL(read_file(name, line, sizeof(line)), 0);
+    (void)unlink(name);
+    CHECK(line[0] == '{' && strchr(line, '\n') == line + strlen(line) - 1);
+    CHECK(strstr(line, "\"switch\": \"thp\"") != NULL);
+    CHECK(strstr(line, "\"thp\": {\"now\": 1, \"peak\": 1, \"ever\": 1, "
+                       "\"refused\": {}, \"unusable\": null}") != NULL);
+    CHECK(strstr(line, "the switch leaves it out") != NULL);
+    free_arena(arena);
 }
 
 static void
-test_blocks(void)
+test_fini(void)
 {
     begin_test();
-    run_in_child(use_blocks);
+    run_in_child(finish);
 }
 
 const testhugepages_test testhugepages_linux_tests[] = {
     {"linux_scan", test_scan},
     {"linux_scan_without_sysfs", test_scan_without_sysfs},
     {"linux_scan_thp_disabled", test_scan_thp_disabled},
-    {"linux_now", test_now},
     {"linux_enable", test_enable},
     {"linux_plain", test_plain},
     {"linux_plain_too_large", test_plain_too_large},
@@ -1598,29 +1009,21 @@ const testhugepages_test testhugepages_linux_tests[] = {
     {"linux_thp_each_call_fails", test_thp_each_call_fails},
     {"linux_aligned", test_aligned},
     {"linux_aligned_misaligned", test_aligned_misaligned},
-    {"linux_aligned_to_more", test_aligned_to_more},
-    {"linux_aligned_each_call_fails", test_aligned_each_call_fails},
     {"linux_advise", test_advise},
     {"linux_advise_refused", test_advise_refused},
-    {"linux_resident", test_resident},
-    {"linux_resident_refused", test_resident_refused},
-    {"linux_fill", test_fill},
-    {"linux_resize_in_place", test_resize_in_place},
-    {"linux_resize_moved", test_resize_moved},
-    {"linux_resize_misaligned", test_resize_misaligned},
-    {"linux_resize_shrinks", test_resize_shrinks},
-    {"linux_resize_partly_advised", test_resize_partly_advised},
-    {"linux_resize_each_call_fails", test_resize_each_call_fails},
-    {"linux_resize_at_limit", test_resize_at_limit},
+    {"linux_single_threaded", test_single_threaded},
+    {"linux_thp_off", test_thp_off},
+    {"linux_signals", test_signals},
+    {"linux_unadvise", test_unadvise},
+    {"linux_move", test_move},
+    {"linux_move_onto_hugetlb", test_move_onto_hugetlb},
     {"linux_cycles_plain", test_cycles_plain},
     {"linux_cycles_thp", test_cycles_thp},
     {"linux_cycles_thp_misaligned", test_cycles_thp_misaligned},
-    {"linux_cycles_resize", test_cycles_resize},
-    {"linux_cycles_resize_misaligned", test_cycles_resize_misaligned},
     {"linux_cycles_explicit", test_cycles_explicit},
     {"linux_max_map_count", test_max_map_count},
     {"linux_arenas", test_arenas},
     {"linux_first_arenas", test_first_arenas},
-    {"linux_blocks", test_blocks},
+    {"linux_fini", test_fini},
     {NULL, NULL}
 };

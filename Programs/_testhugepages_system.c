@@ -3,6 +3,7 @@
 #include "_testhugepages.h"
 #include "_testhugepages_system.h"
 
+#include <dirent.h>               // opendir()
 #include <errno.h>                // errno
 #include <fcntl.h>                // open()
 #include <signal.h>               // sigaction()
@@ -101,6 +102,7 @@ read_smaps(const void *address, smaps_entry *entry)
         }
         else if (strncmp(line, "VmFlags:", 8) == 0) {
             entry->advised_huge = strstr(line, " hg") != NULL;
+            entry->unadvised = strstr(line, " nh") != NULL;
         }
     }
     return found ? 0 : -1;
@@ -111,6 +113,17 @@ is_unmapped(const void *address)
 {
     smaps_entry entry;
     return read_smaps(address, &entry) < 0;
+}
+
+int
+is_advised(const void *address)
+{
+    smaps_entry entry;
+    if (read_smaps(address, &entry) < 0) {
+        FAIL("%p is not mapped", address);
+        return 0;
+    }
+    return entry.advised_huge;
 }
 
 void
@@ -169,6 +182,22 @@ check_no_leak(address_space before)
     address_space after = read_address_space();
     CHECK_EQUAL(after.mappings, before.mappings);
     CHECK_EQUAL(after.kib, before.kib);
+}
+
+int
+count_files(void)
+{
+    int count = 0;
+    DIR *directory = opendir("/proc/self/fd");
+    if (directory == NULL) {
+        FAIL("/proc/self/fd: %s", strerror(errno));
+        return -1;
+    }
+    while (readdir(directory) != NULL) {
+        count++;
+    }
+    (void)closedir(directory);
+    return count;
 }
 
 void *

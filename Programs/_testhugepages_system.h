@@ -35,13 +35,18 @@ typedef struct {
     long kernel_page_kib;
     long private_hugetlb_kib;
     long anon_huge_kib;
+    /* MADV_HUGEPAGE, MADV_NOHUGEPAGE */
     int advised_huge;
+    int unadvised;
 } smaps_entry;
 
 /* Return 0 and fill the entry, or -1 if nothing is mapped there. */
 extern int read_smaps(const void *address, smaps_entry *entry);
 
 extern int is_unmapped(const void *address);
+
+/* Return whether the page at an address is advised. */
+extern int is_advised(const void *address);
 
 /* Check that there are hugetlb pages, all in memory, and nothing else. */
 extern void check_hugetlb(const void *address);
@@ -61,6 +66,9 @@ typedef struct {
 extern address_space read_address_space(void);
 
 extern void check_no_leak(address_space before);
+
+/* Number of open files. */
+extern int count_files(void);
 
 /* Use up the mappings that the process may have.  Return the memory that does
    so, whose size is *size, or NULL. */

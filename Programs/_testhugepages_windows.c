@@ -1,10 +1,11 @@
-/* Tests of os_windows.c, and of arena.c over it.
+/* Tests of os_windows.c, and of the core over it.
 
    Each call of os_windows.c to the system goes through a function of this
    file, which makes the real call or fails with the error that the test wants.
    Wine has no large pages: it refuses MEM_LARGE_PAGES with error 87, so what
    Windows grants is granted by the fake. */
 
+#define TEST_PREFIX windows
 #include "_testhugepages.h"
 
 #include <windows.h>
@@ -131,12 +132,8 @@ fake_VirtualFree(LPVOID address, SIZE_T size, DWORD type)
 #define CloseHandle fake_CloseHandle
 #define VirtualAlloc fake_VirtualAlloc
 #define VirtualFree fake_VirtualFree
-#define _PyMem_SetHugePages windows_set_huge_pages
-#define _PyMem_GetHugePagesStats windows_get_stats
-#define _PyMem_ReleaseHugePages windows_release
-#define _PyMem_HugePagesCollected windows_collected
-#include "_testhugepages_room.h"
-#include "../Objects/hugepages/os_windows.c"
+#define HUGEPAGES_KEEP_MOST 0
+#include "_testhugepages_core.h"
 #undef VirtualAlloc
 #undef VirtualFree
 
@@ -148,10 +145,7 @@ static void
 begin_test(void)
 {
     memset(&fake, 0, sizeof(fake));
-    if (hugepages_explicit->addresses != NULL) {
-        (void)VirtualFree(hugepages_explicit->addresses, 0, MEM_RELEASE);
-    }
-    memset(&hugepages_state, 0, sizeof(hugepages_state));
+    reset_core();
     SetLastError(UNTOUCHED);
 }
 
@@ -173,28 +167,11 @@ test_scan(void)
     begin_test();
     memset(&system, 0xFF, sizeof(system));
     hugepages_os_scan(&system);
-    test_note("base page %u KiB, large page %u KiB",
-              (unsigned int)(system.base_page_size / 1024),
+    test_note("large page %u KiB",
               (unsigned int)(system.explicit_page_size / 1024));
-    CHECK(system.base_page_size >= 4096);
     CHECK_EQUAL(system.explicit_page_size, GetLargePageMinimum());
     CHECK_EQUAL(system.thp_size, 0);
     CHECK_EQUAL(system.thp_disabled, 0);
-}
-
-/* It goes on, and never back. */
-static void
-test_now(void)
-{
-    uint64_t start = hugepages_os_now();
-    uint64_t now = start;
-    for (int i = 0; i < 10000 && now < start + 20; i++) {
-        uint64_t before = now;
-        Sleep(1);
-        now = hugepages_os_now();
-        CHECK(now >= before);
-    }
-    CHECK(now >= start + 20);
 }
 
 static void
@@ -339,6 +316,7 @@ test_explicit_refused(void)
     }
 }
 
+/* Windows has none of it. */
 static void
 test_thp(void)
 {
@@ -348,43 +326,22 @@ test_thp(void)
     CHECK_EQUAL(hugepages_os_map_thp(ARENA_SIZE, &address, &os_error),
                 HUGEPAGES_NEVER);
     CHECK_EQUAL(os_error, ERROR_NOT_SUPPORTED);
-    CHECK(address == NULL);
-}
-
-/* Without THP nothing of it works; what may be called with memory all the same
-   does not touch it. */
-static void
-test_resizable(void)
-{
-    void *address = NULL, *moved = NULL;
-    size_t resident = 4711;
-    int os_error = 0;
-    begin_test();
-    CHECK_EQUAL(hugepages_os_map_aligned(2 * ARENA_SIZE, ARENA_SIZE, &address,
-                                         &os_error), HUGEPAGES_NEVER);
+    os_error = 0;
+    CHECK_EQUAL(hugepages_os_map_aligned(ARENA_SIZE, &address, &os_error),
+                HUGEPAGES_NEVER);
     CHECK_EQUAL(os_error, ERROR_NOT_SUPPORTED);
     CHECK(address == NULL);
     REQUIRE(hugepages_os_map_plain(ARENA_SIZE, &address, &os_error)
             == HUGEPAGES_OK);
-    SetLastError(UNTOUCHED);
     os_error = 0;
+    SetLastError(UNTOUCHED);
     CHECK_EQUAL(hugepages_os_advise(address, ARENA_SIZE, &os_error),
                 HUGEPAGES_NEVER);
-    CHECK_EQUAL(os_error, ERROR_NOT_SUPPORTED);
-    hugepages_os_fill(address, ARENA_SIZE);
-    CHECK_EQUAL(hugepages_os_resident(address, ARENA_SIZE, &resident),
-                HUGEPAGES_NEVER);
-    CHECK_EQUAL(resident, 4711);
-    os_error = 0;
-    CHECK_EQUAL(hugepages_os_resize(address, ARENA_SIZE, 2 * ARENA_SIZE,
-                                    ARENA_SIZE, &moved, &os_error),
-                HUGEPAGES_BUSY);
     CHECK_EQUAL(os_error, ERROR_NOT_SUPPORTED);
     CHECK_EQUAL(GetLastError(), UNTOUCHED);
     test_use_memory(address, ARENA_SIZE, 4096);
     CHECK_EQUAL(hugepages_os_unmap(address, ARENA_SIZE, &os_error),
                 HUGEPAGES_OK);
-    CHECK(is_unmapped(address));
 }
 
 static void
@@ -444,33 +401,7 @@ test_unmap_refused(void)
                 HUGEPAGES_OK);
 }
 
-static int counter;
-
-/* Without the lock, some of the additions would be lost. */
-static void
-count_up(int Py_UNUSED(thread))
-{
-    for (int i = 0; i < 100000; i++) {
-        hugepages_os_lock();
-        counter++;
-        hugepages_os_unlock();
-    }
-}
-
-static void
-test_lock_excludes(void)
-{
-    int os_error = 0;
-    begin_test();
-    CHECK_EQUAL(hugepages_os_watch_fork(&os_error), HUGEPAGES_OK);
-    CHECK_EQUAL(os_error, 0);
-    CHECK_EQUAL(GetLastError(), UNTOUCHED);
-    counter = 0;
-    test_run_threads(4, count_up);
-    CHECK_EQUAL(counter, 4 * 100000);
-}
-
-// --- tests of arena.c over os_windows.c ------------------------------------
+// --- tests of the core over os_windows.c -----------------------------------
 
 /* Whatever the system says to large pages, there is memory. */
 static void
@@ -480,13 +411,13 @@ check_arenas(int expected_large_allocs)
     void *arenas[COUNT];
     windows_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
     for (int i = 0; i < COUNT; i++) {
-        arenas[i] = hugepages_alloc(ARENA_SIZE);
+        arenas[i] = windows_alloc(NULL, ARENA_SIZE);
         REQUIRE(arenas[i] != NULL);
         test_use_memory(arenas[i], ARENA_SIZE, 4096);
     }
     CHECK_EQUAL(fake.large_allocs, expected_large_allocs);
     for (int i = 0; i < COUNT; i++) {
-        hugepages_free(arenas[i], ARENA_SIZE);
+        windows_free(NULL, arenas[i], ARENA_SIZE);
         CHECK(is_unmapped(arenas[i]));
     }
     CHECK_EQUAL(GetLastError(), UNTOUCHED);
@@ -498,10 +429,10 @@ test_arenas_real(void)
     void *arena;
     begin_test();
     windows_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
-    arena = hugepages_alloc(ARENA_SIZE);
+    arena = windows_alloc(NULL, ARENA_SIZE);
     REQUIRE(arena != NULL);
     test_use_memory(arena, ARENA_SIZE, 4096);
-    hugepages_free(arena, ARENA_SIZE);
+    windows_free(NULL, arena, ARENA_SIZE);
     CHECK(is_unmapped(arena));
 }
 
@@ -540,6 +471,28 @@ test_arenas_busy(void)
     check_arenas(3);
 }
 
+/* The first arenas of an interpreter cannot be plain until later. */
+static void
+test_first_arenas(void)
+{
+    void *arenas[3];
+    begin_test();
+    fake.privilege_held = 1;
+    fake.grant_large_pages = 1;
+    windows_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
+    for (int i = 0; i < 3; i++) {
+        arenas[i] = hugepages_take_first();
+        REQUIRE(arenas[i] != NULL);
+        hugepages_promote(arenas[i]);
+        test_use_memory(arenas[i], ARENA_SIZE, 4096);
+    }
+    CHECK_EQUAL(fake.large_allocs, 3);
+    for (int i = 0; i < 3; i++) {
+        windows_free(NULL, arenas[i], ARENA_SIZE);
+        CHECK(is_unmapped(arenas[i]));
+    }
+}
+
 static void
 test_chunks(void)
 {
@@ -547,16 +500,15 @@ test_chunks(void)
     fake.privilege_held = 1;
     fake.grant_large_pages = 1;
     windows_set_huge_pages(PYMALLOC_HUGEPAGES_ON);
-    void *chunk = hugepages_alloc(16 * 1024);
+    void *chunk = windows_alloc(NULL, 16 * 1024);
     REQUIRE(chunk != NULL);
     CHECK_EQUAL(fake.large_allocs, 0);
-    hugepages_free(chunk, 16 * 1024);
+    windows_free(NULL, chunk, 16 * 1024);
     CHECK(is_unmapped(chunk));
 }
 
 const testhugepages_test testhugepages_windows_tests[] = {
     {"windows_scan", test_scan},
-    {"windows_now", test_now},
     {"windows_enable_real", test_enable_real},
     {"windows_enable_held", test_enable_held},
     {"windows_enable_not_held", test_enable_not_held},
@@ -565,16 +517,15 @@ const testhugepages_test testhugepages_windows_tests[] = {
     {"windows_explicit_granted", test_explicit_granted},
     {"windows_explicit_refused", test_explicit_refused},
     {"windows_thp", test_thp},
-    {"windows_resizable", test_resizable},
     {"windows_plain", test_plain},
     {"windows_plain_fails", test_plain_fails},
     {"windows_unmap_refused", test_unmap_refused},
-    {"windows_lock", test_lock_excludes},
     {"windows_arenas_real", test_arenas_real},
     {"windows_arenas_granted", test_arenas_granted},
     {"windows_arenas_privilege_not_held", test_arenas_privilege_not_held},
     {"windows_arenas_never", test_arenas_never},
     {"windows_arenas_busy", test_arenas_busy},
+    {"windows_first_arenas", test_first_arenas},
     {"windows_chunks", test_chunks},
     {NULL, NULL}
 };

@@ -72,14 +72,13 @@ sys__pymalloc_hugepages(PyObject *Py_UNUSED(module),
     /* Taken before the dict is made, which may need an arena itself. */
     _PyMem_HugePagesStats stats;
     _PyMem_GetHugePagesStats(&stats);
-    return Py_BuildValue("{s:O,s:s,s:n,s:N,s:N,s:N,s:N,s:N}",
+    return Py_BuildValue("{s:O,s:s,s:n,s:N,s:N,s:N,s:N}",
                          "option", Py_True,
                          "switch", stats.switch_value,
                          "arena_size", (Py_ssize_t)ARENA_SIZE,
                          "hugetlb", pymalloc_hugepages_tier(&stats.hugetlb),
                          "thp", pymalloc_hugepages_tier(&stats.thp),
                          "plain", pymalloc_hugepages_tier(&stats.plain),
-                         "large", pymalloc_hugepages_tier(&stats.large),
                          "retained", pymalloc_hugepages_tier(&stats.retained));
 #else
     return Py_BuildValue("{s:O}", "option", Py_False);

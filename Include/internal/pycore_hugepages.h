@@ -17,6 +17,14 @@ extern "C" {
 #  error "PYMALLOC_USE_HUGEPAGES cannot be used with Py_GIL_DISABLED"
 #endif
 
+/* pymalloc's arena allocator, in place of stock's (see
+   PyObject_SetArenaAllocator()).  Of requests for ARENA_SIZE it chooses the
+   pages; memory of any other size is plain.  Return memory that belongs to the
+   caller, who gives it back with the size that it was asked with, or NULL if
+   there is none.  Its content is not specified. */
+extern void *_PyMem_HugePagesAlloc(void *ctx, size_t size);
+extern void _PyMem_HugePagesFree(void *ctx, void *ptr, size_t size);
+
 /* Say which kinds of huge pages pymalloc's arenas may use from now on.
 
    tiers is a PyMalloc_HugePages value: a set of the bits
@@ -30,14 +38,13 @@ extern "C" {
    SeLockMemoryPrivilege).  Must not run at the same time as itself. */
 extern void _PyMem_SetHugePages(int tiers);
 
-/* Give all arenas back to the system that nobody uses and that are kept for
-   the next request.  Any thread may call at any time. */
-extern void _PyMem_ReleaseHugePages(void);
+/* At the end of Py_FinalizeEx(): write the figures, and give arenas back that
+   nobody uses.
 
-/* To be called at the end of each garbage collection: with release other than
-   0 after a full one that the program has asked for, which does the same;
-   after any other it gives back what was not wanted for some time. */
-extern void _PyMem_HugePagesCollected(int release);
+   If PYTHON_PYMALLOC_HUGEPAGES_STATS names a file (and the environment is not
+   ignored), the figures are appended to it, as one line of JSON with the
+   process's number; if that fails, one line on stderr says so. */
+extern void _PyMem_FiniHugePages(void);
 
 /* Distinct errors that are counted for a kind of page.  There are not as many
    that a system has; others are counted together. */
@@ -64,8 +71,7 @@ typedef struct {
     const char *unusable;
 } _PyMem_HugePagesTier;
 
-/* What the arenas and large blocks of this process sit on, those of all
-   interpreters together.
+/* What the arenas of this process sit on, those of all interpreters together.
    A forked child goes on counting from what its parent had counted. */
 typedef struct {
     /* The value of the switch, by name. */
@@ -73,27 +79,17 @@ typedef struct {
     _PyMem_HugePagesTier hugetlb;
     _PyMem_HugePagesTier thp;
     _PyMem_HugePagesTier plain;
-    /* What large blocks have, by the number of arenas that would fit their
-       mappings; advised to be THP but for ends that a block does not fill.  A
-       refused advice is counted with thp. */
-    _PyMem_HugePagesTier large;
-    /* Arenas and large blocks that nobody uses, kept for the next request, and
-       how often one was.  They are counted in one of the kinds above, too.  It
-       has no errors. */
+    /* Arenas that nobody uses, kept for the next request, and how often one
+       was.  They are counted in one of the kinds above, too.  It has no
+       errors. */
     _PyMem_HugePagesTier retained;
 } _PyMem_HugePagesStats;
 
-/* Take a consistent copy of the figures.  It costs no system call but those of
-   a lock. */
+/* Copy the figures.  It costs no system call. */
 extern void _PyMem_GetHugePagesStats(_PyMem_HugePagesStats *stats);
 
 /* Print the figures for people. */
 extern void _PyMem_PrintHugePagesStats(FILE *out);
-
-/* If PYTHON_PYMALLOC_HUGEPAGES_STATS names a file (and the environment is not
-   ignored), append the figures to it, as one line of JSON with the process's
-   number.  If that fails, print one line on stderr. */
-extern void _PyMem_WriteHugePagesStats(void);
 
 #endif  // PYMALLOC_USE_HUGEPAGES
 

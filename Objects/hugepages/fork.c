@@ -9,415 +9,355 @@
        if the parent writes     it gets the child's page, and the child is
                                 ended by SIGBUS when it reads its own data
 
-   So the child makes each explicit arena its own before it returns from
-   fork().  The content is copied to a spare mapping.  Then the arena's address
-   gets an explicit page of the child, into which the content is copied back;
-   or, where there is none to be had, the spare is moved there.  Both put a
-   mapping of the child in the place of the inherited one: a page of the pool
-   that merely became the child's, by writing to it, would still not be
-   reserved for it, and the child could lose it to a child of its own.
+   So no arena that the child uses may be on explicit pages that it has
+   inherited.  This is seen to before the fork, so that neither process waits
+   for the other one:
 
-   Meanwhile the parent waits in fork(), so that it does not write.  Threads of
-   it that do not need the GIL of the one that forks may write all the same.
-   If the pool is empty, they take pages from the child, which then asks the
-   parent for a copy.  Other than what the kernel copies, such a copy can have
-   a write that was under way in half; fork() makes no promise to such threads
-   either, for it copies page by page while they run.
+   - A process with one thread moves its arenas from explicit pages to THP, at
+     the same addresses.  Then the fork costs no memory, as in stock CPython,
+     and the next fork finds nothing to do.
+   - While other threads run, an arena cannot be moved: a write between the
+     copy and the move would be lost.  Nor can it where there is no THP.  Such
+     an arena is copied, the child puts the copy in the place of what it has
+     inherited, and the parent unmaps it.  The parent goes on with its own
+     pages; when it writes to one that the child has not replaced yet, it may
+     take the page away, but the child no longer reads it.  A thread of the
+     parent that writes during the copy may have a write in half in the child;
+     fork() makes no promise to such threads either, as it copies while they
+     run.
 
-   How long does the parent wait?  Until the child is done or gone: both close
-   its end of the line.  A child that is stopped, or gets no processor, does
-   neither.  When it has not done one arena in HUGEPAGES_PATIENCE, the parent
-   copies the arenas that are left and goes on; the child finds the copies if
-   it comes back.  That is safe at any time, and costs as much memory as a
-   child without a pool takes, so the bound need not be generous.  An arena
-   takes a third of a millisecond.
+   Either way it takes a third of a millisecond for each arena.  From then on
+   both processes ask for THP first, if there is any.  A child for whose arenas
+   there is no memory exits with a message: any access could end it with a
+   signal, or with wrong data.
 
-   Without file descriptors for the line, the parent looks at the shared memory
-   every millisecond; a child that is gone, or that fork() did not make, looks
-   to it like a stopped one.  Without shared memory, the child cannot get
-   copies, and tells over the line how far it is.  Without either, the parent
-   just gives it some time.  A child that can make an arena its own in no way
-   exits with a message, for then any access might end it with a signal, or
-   with wrong data.
+   Arenas on THP that both processes have must not be put on new huge pages in
+   the background: khugepaged would copy what is shared, in each process, until
+   little of it is.  Their advice is taken back, once for a run of neighbours.
+   What either process maps later is advised.
 
-   Signals are blocked from before the fork until both are done: a handler
-   could look at objects of an arena that is between two mappings.
+   A process without arenas on huge pages does nothing here.  No lock is held
+   over a fork, and none taken: see table.c.  The handlers of others may
+   allocate in the thread that forks, as these come last before the fork and
+   first after it.
 
    A child that shares its parent's memory (vfork(), posix_spawn()) calls none
    of this, nor does a program that forks around the C library. */
 
 #include "fork.h"
 
-/* In milliseconds: how long the parent waits for a sign of progress; how long
-   the child waits for a copy that it has asked for; the time that a child
-   that cannot give a sign is given for each arena, thirty times what it
-   takes. */
-#define HUGEPAGES_PATIENCE 1000
-#define HUGEPAGES_COPY_PATIENCE 10000
-#define HUGEPAGES_BLIND_PATIENCE 10
+#define HUGEPAGES_FORK_MESSAGE \
+    "Fatal Python error: a forked process has no memory for the huge pages " \
+    "of its parent; set PYTHON_PYMALLOC_HUGEPAGES=thp for programs that " \
+    "fork, or give them more memory"
 
-#define HUGEPAGES_FORK_MESSAGE(why) \
-    "Fatal Python error: a forked process cannot make the huge pages of its " \
-    "parent its own: " why "; set PYTHON_PYMALLOC_HUGEPAGES=thp for " \
-    "programs that fork, or give them more memory"
-
-/* What both processes read and write. */
 typedef struct {
-    /* The child's: how many arenas are left to be made its own.  They are done
-       from the end of the table, so these are the first ones. */
-    uint32_t left;
-    /* The child's: 1 + the index of the arena that it wants a copy of. */
-    uint32_t wanted;
-    /* The parent's: 1 + the index of the last copy that was wanted and made;
-       whether all that were left are copied; whether it can copy no more. */
-    uint32_t copied;
-    uint32_t copied_all;
-    uint32_t cannot_copy;
-} hugepages_talk;
+    void *arena;
+    void *copy;
+} hugepages_copy;
 
-/* The fork under way.  Guarded by the lock. */
-static struct {
-    /* Number of explicit arenas; 0: nothing is to be done. */
+/* The fork under way in this thread. */
+static _Py_thread_local struct {
+    int has_blocked_signals;
+    /* Arenas that the child gets copies of; 0: nothing is to be done. */
     size_t count;
-    int has_line;
-    int line[2];
-    /* Shared memory, or NULL: what is said; room for a copy of each arena. */
-    hugepages_talk *talk;
-    char *copies;
-    /* The child's spare mapping, or NULL, and what it sits on. */
-    void *spare;
-    hugepages_kind spare_kind;
+    /* NULL if there is no memory for all of them. */
+    hugepages_copy *copies;
+    /* What all the copies sit on. */
+    hugepages_kind kind;
 } hugepages_fork;
 
-/* A mapping of shared memory is never merged with another, so that unmapping
-   it cannot fail for want of mappings.  The list of strays is not for it: it
-   would write into what the other process reads. */
-static void
-hugepages_unmap_shared(void *address, size_t size)
+// --- before ----------------------------------------------------------------
+
+static size_t
+hugepages_count_explicit(void)
 {
-    int os_error;
-    (void)hugepages_os_unmap(address, size, &os_error);
+    uintptr_t *entry;
+    hugepages_cursor cursor = {0};
+    size_t count = 0;
+    while ((entry = hugepages_next_entry(&cursor)) != NULL) {
+        if (_Py_atomic_load_uintptr(entry) & HUGEPAGES_IS_EXPLICIT) {
+            count++;
+        }
+    }
+    return count;
 }
 
-static void
-hugepages_close_talk(void)
+/* Put a copy in the place of an arena on explicit pages, with what it sits on:
+   kind, or plain memory where that cannot be moved.  Return 0, and set *copy
+   to NULL if it was moved; or -1 if neither can be. */
+static int
+hugepages_replace_arena(uintptr_t *entry, uintptr_t value, void **copy,
+                        hugepages_kind kind)
 {
-    if (hugepages_fork.copies != NULL) {
-        hugepages_unmap_shared(hugepages_fork.copies,
-                               hugepages_fork.count * ARENA_SIZE);
+    void *arena = hugepages_address_of(value);
+    if (hugepages_os_move(*copy, arena, ARENA_SIZE) == HUGEPAGES_OK) {
+        *copy = NULL;
     }
-    if (hugepages_fork.talk != NULL) {
-        hugepages_unmap_shared(hugepages_fork.talk,
-                               hugepages_state.system.base_page_size);
+    else if (hugepages_os_remap_plain(arena, ARENA_SIZE) == HUGEPAGES_OK) {
+        memcpy(arena, *copy, ARENA_SIZE);
+        kind = HUGEPAGES_PLAIN;
+    }
+    else {
+        return -1;
+    }
+    if (kind == HUGEPAGES_PLAIN) {
+        (void)hugepages_empty_entry(entry, value);
+    }
+    else {
+        (void)hugepages_replace_entry(entry, value,
+                                      (value & ~HUGEPAGES_IS_EXPLICIT)
+                                      | hugepages_flag[kind]);
+    }
+    hugepages_count_unmapped(HUGEPAGES_EXPLICIT);
+    hugepages_count_mapped(kind);
+    return 0;
+}
+
+/* Move arenas from explicit pages to THP, as many as can be.  Return 0, or -1
+   if one may have been lost on the way. */
+static int
+hugepages_move_to_thp(void)
+{
+    uintptr_t *entry;
+    hugepages_cursor cursor = {0};
+    while ((entry = hugepages_next_entry(&cursor)) != NULL) {
+        uintptr_t value = _Py_atomic_load_uintptr(entry);
+        void *copy = NULL;
+        int os_error;
+        if (!(value & HUGEPAGES_IS_EXPLICIT)) {
+            continue;
+        }
+        if (hugepages_os_map_thp(ARENA_SIZE, &copy, &os_error)
+            != HUGEPAGES_OK)
+        {
+            return 0;
+        }
+        memcpy(copy, hugepages_address_of(value), ARENA_SIZE);
+        int status = hugepages_replace_arena(entry, value, &copy,
+                                             HUGEPAGES_THP);
+        if (copy != NULL) {
+            (void)hugepages_os_unmap(copy, ARENA_SIZE, &os_error);
+        }
+        if (status < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+/* See to it that arenas on THP stay as they are. */
+static void
+hugepages_share_thp(void)
+{
+    uintptr_t *entry;
+    hugepages_cursor cursor = {0};
+    uintptr_t start = 0, end = 0;
+    while ((entry = hugepages_next_entry(&cursor)) != NULL) {
+        uintptr_t value = _Py_atomic_load_uintptr(entry);
+        uintptr_t arena = value & ~HUGEPAGES_FLAGS;
+        if (!(value & HUGEPAGES_IS_THP) || (value & HUGEPAGES_IS_SHARED)
+            || !hugepages_replace_entry(entry, value,
+                                        value | HUGEPAGES_IS_SHARED))
+        {
+            continue;
+        }
+        /* The kernel hands addresses out from the top down. */
+        if (arena + ARENA_SIZE == start) {
+            start = arena;
+        }
+        else if (arena == end) {
+            end += ARENA_SIZE;
+        }
+        else {
+            if (end > start) {
+                hugepages_os_unadvise((void *)start, end - start);
+            }
+            start = arena;
+            end = arena + ARENA_SIZE;
+        }
+    }
+    if (end > start) {
+        hugepages_os_unadvise((void *)start, end - start);
     }
 }
 
+/* Unmap the copies of this process, and forget them. */
 static void
-hugepages_open_talk(void)
+hugepages_unmap_copies(void)
 {
-    size_t page_size = hugepages_state.system.base_page_size;
-    void *shared;
     int os_error;
-
-    hugepages_fork.has_line =
-        hugepages_os_open_line(hugepages_fork.line, &os_error) == HUGEPAGES_OK;
-    hugepages_fork.talk = NULL;
+    if (hugepages_fork.copies == NULL) {
+        hugepages_fork.count = 0;
+        return;
+    }
+    for (size_t i = 0; i < hugepages_fork.count; i++) {
+        if (hugepages_fork.copies[i].copy != NULL) {
+            (void)hugepages_os_unmap(hugepages_fork.copies[i].copy, ARENA_SIZE,
+                                     &os_error);
+        }
+    }
+    (void)hugepages_os_unmap(hugepages_fork.copies,
+                             hugepages_fork.count * sizeof(hugepages_copy),
+                             &os_error);
     hugepages_fork.copies = NULL;
-    if (hugepages_os_map_shared(page_size, &shared, &os_error)
-        != HUGEPAGES_OK)
-    {
-        return;
-    }
-    if (hugepages_os_open_shared(shared, page_size, &os_error)
-        != HUGEPAGES_OK)
-    {
-        hugepages_unmap_shared(shared, page_size);
-        return;
-    }
-    hugepages_fork.talk = (hugepages_talk *)shared;
-    hugepages_fork.talk->left = (uint32_t)hugepages_fork.count;
+    hugepages_fork.count = 0;
+}
 
-    if (hugepages_os_map_shared(hugepages_fork.count * ARENA_SIZE, &shared,
-                                &os_error) == HUGEPAGES_OK)
+/* Map memory for a copy.  Return 0, or -1 if there is none. */
+static int
+hugepages_map_copy(void **copy)
+{
+    int os_error;
+    hugepages_result result =
+        hugepages_fork.kind == HUGEPAGES_THP
+        ? hugepages_os_map_thp(ARENA_SIZE, copy, &os_error)
+        : hugepages_os_map_aligned(ARENA_SIZE, copy, &os_error);
+    return result == HUGEPAGES_OK ? 0 : -1;
+}
+
+/* Copy hugepages_fork.count arenas on explicit pages, or none if memory does
+   not suffice.  Threads of other interpreters may map more now, which the
+   child does not use, or give some back. */
+static void
+hugepages_copy_explicit(void)
+{
+    uintptr_t *entry;
+    hugepages_cursor cursor = {0};
+    size_t copied = 0;
+    void *memory = NULL;
+    int os_error;
+    if (hugepages_os_map_plain(hugepages_fork.count * sizeof(hugepages_copy),
+                               &memory, &os_error) != HUGEPAGES_OK)
     {
-        hugepages_fork.copies = (char *)shared;
+        return;
+    }
+    hugepages_fork.copies = (hugepages_copy *)memory;
+    while (copied < hugepages_fork.count
+           && (entry = hugepages_next_entry(&cursor)) != NULL)
+    {
+        uintptr_t value = _Py_atomic_load_uintptr(entry);
+        hugepages_copy *copy = &hugepages_fork.copies[copied];
+        if (!(value & HUGEPAGES_IS_EXPLICIT)) {
+            continue;
+        }
+        if (hugepages_map_copy(&copy->copy) < 0) {
+            size_t count = hugepages_fork.count;
+            hugepages_unmap_copies();
+            hugepages_fork.count = count;
+            return;
+        }
+        copy->arena = hugepages_address_of(value);
+        memcpy(copy->copy, copy->arena, ARENA_SIZE);
+        copied++;
+    }
+}
+
+/* Let no arena that the child uses be on explicit pages that it inherits. */
+static void
+hugepages_leave_explicit(void)
+{
+    int has_thp = (hugepages_usable() & PYMALLOC_HUGEPAGES_THP)
+                  && !hugepages_os_is_thp_off();
+    int is_lost = 0;
+    hugepages_os_block_signals();
+    hugepages_fork.has_blocked_signals = 1;
+    if (has_thp) {
+        _Py_atomic_store_uint32_relaxed(&hugepages_state.prefers_thp, 1);
+        if (hugepages_os_is_single_threaded()) {
+            is_lost = hugepages_move_to_thp() < 0;
+        }
+    }
+    hugepages_fork.kind = has_thp ? HUGEPAGES_THP : HUGEPAGES_PLAIN;
+    hugepages_fork.count = hugepages_count_explicit();
+    if (hugepages_fork.count > 0 && !is_lost) {
+        (void)_Py_atomic_add_ssize(&hugepages_state.copying, 1);
+        hugepages_copy_explicit();
+        (void)_Py_atomic_add_ssize(&hugepages_state.copying, -1);
+        if (hugepages_kept() > HUGEPAGES_KEEP_MOST) {
+            (void)hugepages_release_kept();
+        }
     }
 }
 
 static void
 hugepages_before_fork(void)
 {
-    hugepages_os_lock();
-    (void)hugepages_release_all();
-    hugepages_fork.count = hugepages_explicit->count;
-    if (hugepages_fork.count > 0) {
-        hugepages_os_block_signals();
-        hugepages_open_talk();
-    }
-}
-
-// --- the parent ------------------------------------------------------------
-
-/* Copy an arena to the shared memory.  Return 0, or -1 if that cannot be. */
-static int
-hugepages_copy_for_child(size_t index)
-{
-    int os_error;
-    if (hugepages_fork.copies == NULL) {
-        return -1;
-    }
-    char *copy = hugepages_fork.copies + index * ARENA_SIZE;
-    if (hugepages_os_open_shared(copy, ARENA_SIZE, &os_error) != HUGEPAGES_OK) {
-        return -1;
-    }
-    memcpy(copy, hugepages_explicit->addresses[index], ARENA_SIZE);
-    return 0;
-}
-
-static void
-hugepages_serve_child(void)
-{
-    hugepages_talk *talk = hugepages_fork.talk;
-    uint32_t wanted = _Py_atomic_load_uint32(&talk->wanted);
-    if (wanted == _Py_atomic_load_uint32(&talk->copied)
-        || wanted > hugepages_fork.count)
-    {
+    _Py_atomic_store_uint32_relaxed(&hugepages_state.has_forked, 1);
+    hugepages_fork.count = 0;
+    hugepages_fork.has_blocked_signals = 0;
+    if (_Py_atomic_load_ssize(&hugepages_table.count) == 0) {
         return;
     }
-    if (hugepages_copy_for_child(wanted - 1) == 0) {
-        _Py_atomic_store_uint32(&talk->copied, wanted);
+    (void)hugepages_release_kept();
+    if (hugepages_count_explicit() > 0) {
+        hugepages_leave_explicit();
     }
-    else {
-        _Py_atomic_store_uint32(&talk->cannot_copy, 1);
-    }
+    hugepages_share_thp();
 }
+
+// --- after -----------------------------------------------------------------
 
 static void
-hugepages_copy_rest_for_child(size_t left)
+hugepages_unblock_signals(void)
 {
-    hugepages_talk *talk = hugepages_fork.talk;
-    for (size_t i = 0; i < left; i++) {
-        if (hugepages_copy_for_child(i) < 0) {
-            _Py_atomic_store_uint32(&talk->cannot_copy, 1);
-            return;
-        }
-    }
-    _Py_atomic_store_uint32(&talk->copied_all, 1);
-}
-
-/* Wait for the child's next sign, or for some time. */
-static hugepages_event
-hugepages_wait_for_sign(int *milliseconds)
-{
-    if (hugepages_fork.has_line) {
-        *milliseconds = HUGEPAGES_PATIENCE;
-        return hugepages_os_wait(hugepages_fork.line[0], *milliseconds);
-    }
-    *milliseconds = 1;
-    hugepages_os_sleep(*milliseconds);
-    return HUGEPAGES_TIME_IS_UP;
-}
-
-static void
-hugepages_wait_for_child(void)
-{
-    const hugepages_talk *talk = hugepages_fork.talk;
-    size_t left = hugepages_fork.count;
-    size_t patience = HUGEPAGES_PATIENCE;
-    if (!hugepages_fork.has_line && talk == NULL) {
-        patience = left * HUGEPAGES_BLIND_PATIENCE;
-    }
-    for (size_t waited = 0; waited < patience; ) {
-        int milliseconds;
-        hugepages_event event = hugepages_wait_for_sign(&milliseconds);
-        size_t left_before = left;
-        if (event == HUGEPAGES_CLOSED) {
-            return;
-        }
-        if (talk != NULL) {
-            left = _Py_atomic_load_uint32(&talk->left);
-            if (left == 0) {
-                return;
-            }
-            hugepages_serve_child();
-        }
-        if (event == HUGEPAGES_SENT || left != left_before) {
-            waited = 0;
-        }
-        else {
-            waited += (size_t)milliseconds;
-        }
-    }
-    if (talk != NULL) {
-        hugepages_copy_rest_for_child(left);
+    if (hugepages_fork.has_blocked_signals) {
+        hugepages_fork.has_blocked_signals = 0;
+        hugepages_os_unblock_signals();
     }
 }
 
 static void
 hugepages_after_fork_in_parent(void)
 {
-    if (hugepages_fork.count > 0) {
-        if (hugepages_fork.has_line) {
-            hugepages_os_close_line(hugepages_fork.line[1]);
-        }
-        hugepages_wait_for_child();
-        if (hugepages_fork.has_line) {
-            hugepages_os_close_line(hugepages_fork.line[0]);
-        }
-        hugepages_close_talk();
-        hugepages_os_unblock_signals();
-    }
-    hugepages_os_unlock();
+    hugepages_unmap_copies();
+    hugepages_unblock_signals();
 }
 
-// --- the child -------------------------------------------------------------
-
-/* Get the content of an arena that the parent has taken.  Return 0, or -1 if
-   it cannot be had. */
-static int
-hugepages_fetch_copy(size_t index)
+/* Arenas on explicit pages that are left belong to threads that the child does
+   not have, which were about to use them. */
+static void
+hugepages_forget_explicit(void)
 {
-    hugepages_talk *talk = hugepages_fork.talk;
-    int os_error;
-    if (talk == NULL || hugepages_fork.copies == NULL) {
-        return -1;
-    }
-    uint32_t wanted = (uint32_t)index + 1;
-    _Py_atomic_store_uint32(&talk->wanted, wanted);
-    if (hugepages_fork.has_line) {
-        hugepages_os_send(hugepages_fork.line[1]);
-    }
-    int waited = 0;
-    while (_Py_atomic_load_uint32(&talk->copied) != wanted
-           && !_Py_atomic_load_uint32(&talk->copied_all))
-    {
-        if (_Py_atomic_load_uint32(&talk->cannot_copy)
-            || waited == HUGEPAGES_COPY_PATIENCE)
+    uintptr_t *entry;
+    hugepages_cursor cursor = {0};
+    while ((entry = hugepages_next_entry(&cursor)) != NULL) {
+        uintptr_t value = _Py_atomic_load_uintptr(entry);
+        if ((value & HUGEPAGES_IS_EXPLICIT)
+            && hugepages_empty_entry(entry, value))
         {
-            return -1;
+            hugepages_count_unmapped(HUGEPAGES_EXPLICIT);
         }
-        hugepages_os_sleep(1);
-        waited++;
-    }
-    char *copy = hugepages_fork.copies + index * ARENA_SIZE;
-    if (hugepages_os_open_shared(copy, ARENA_SIZE, &os_error) != HUGEPAGES_OK) {
-        return -1;
-    }
-    memcpy(hugepages_fork.spare, copy, ARENA_SIZE);
-    return 0;
-}
-
-/* Copy an arena to the spare mapping, or exit. */
-static void
-hugepages_rescue(size_t index)
-{
-    if (hugepages_fork.spare == NULL) {
-        hugepages_fork.spare = hugepages_map_arena(
-            PYMALLOC_HUGEPAGES_THP, &hugepages_fork.spare_kind);
-        if (hugepages_fork.spare == NULL) {
-            hugepages_os_exit(HUGEPAGES_FORK_MESSAGE("out of memory"));
-        }
-    }
-    void *arena = hugepages_explicit->addresses[index];
-    switch (hugepages_os_rescue(hugepages_fork.spare, arena, ARENA_SIZE))
-    {
-    case HUGEPAGES_OK:
-        break;
-    case HUGEPAGES_BUSY:
-        if (hugepages_fetch_copy(index) < 0) {
-            hugepages_os_exit(HUGEPAGES_FORK_MESSAGE("the parent has taken "
-                                                     "one back"));
-        }
-        break;
-    case HUGEPAGES_NEVER:
-        hugepages_os_exit(HUGEPAGES_FORK_MESSAGE("the memory is broken"));
-        break;
-    }
-}
-
-/* Make an arena of the table the child's own, on explicit pages or not. */
-static void
-hugepages_own(size_t index)
-{
-    void *arena = hugepages_explicit->addresses[index];
-    int os_error;
-
-    hugepages_rescue(index);
-    if (hugepages_tiers() & PYMALLOC_HUGEPAGES_HUGETLB) {
-        hugepages_result result =
-            hugepages_os_remap_explicit(arena, ARENA_SIZE, &os_error);
-        if (result == HUGEPAGES_OK) {
-            memcpy(arena, hugepages_fork.spare, ARENA_SIZE);
-            return;
-        }
-        hugepages_note_refused(PYMALLOC_HUGEPAGES_HUGETLB, result, os_error);
-    }
-    hugepages_kind kind = hugepages_fork.spare_kind;
-    if (hugepages_os_move(hugepages_fork.spare, arena, ARENA_SIZE, &os_error)
-        == HUGEPAGES_OK)
-    {
-        hugepages_fork.spare = NULL;
-    }
-    else if (hugepages_os_remap_plain(arena, ARENA_SIZE, &os_error)
-             == HUGEPAGES_OK)
-    {
-        memcpy(arena, hugepages_fork.spare, ARENA_SIZE);
-        kind = HUGEPAGES_PLAIN;
-    }
-    else {
-        hugepages_os_exit(HUGEPAGES_FORK_MESSAGE("out of memory"));
-    }
-    /* The one that takes its place was made the child's own before. */
-    hugepages_unregister(HUGEPAGES_EXPLICIT, index);
-    hugepages_register(arena, kind);
-}
-
-/* Tell the parent that only the first arenas are left, so many. */
-static void
-hugepages_tell_parent(size_t left)
-{
-    if (hugepages_fork.talk != NULL) {
-        _Py_atomic_store_uint32(&hugepages_fork.talk->left, (uint32_t)left);
-    }
-    /* That the line is closed would tell it as well that none is left, unless
-       another process has got the end of the line, from a vfork(). */
-    if (hugepages_fork.has_line && (hugepages_fork.talk == NULL || left == 0))
-    {
-        hugepages_os_send(hugepages_fork.line[1]);
-    }
-}
-
-static void
-hugepages_unmap_spare(void)
-{
-    int os_error;
-    if (hugepages_fork.spare != NULL
-        && hugepages_os_unmap(hugepages_fork.spare, ARENA_SIZE, &os_error)
-           != HUGEPAGES_OK)
-    {
-        hugepages_register(hugepages_fork.spare, hugepages_fork.spare_kind);
-        hugepages_push_stray(hugepages_fork.spare, ARENA_SIZE);
     }
 }
 
 static void
 hugepages_after_fork_in_child(void)
 {
+    (void)_Py_atomic_add_uint32(&hugepages_state.children, 1);
+    hugepages_state.copying = 0;
+    (void)hugepages_release_kept();
     if (hugepages_fork.count > 0) {
-        if (hugepages_fork.has_line) {
-            hugepages_os_close_line(hugepages_fork.line[0]);
+        if (hugepages_fork.copies == NULL) {
+            hugepages_os_exit(HUGEPAGES_FORK_MESSAGE);
         }
-        hugepages_fork.spare = NULL;
-        for (size_t i = hugepages_fork.count; i-- > 0; ) {
-            hugepages_own(i);
-            hugepages_tell_parent(i);
+        for (size_t i = 0; i < hugepages_fork.count; i++) {
+            /* Another thread may have given the arena back meanwhile. */
+            hugepages_copy *copy = &hugepages_fork.copies[i];
+            uintptr_t value;
+            uintptr_t *entry = copy->copy == NULL ? NULL
+                : hugepages_find_entry(copy->arena, &value);
+            if (entry != NULL && (value & HUGEPAGES_IS_EXPLICIT)
+                && hugepages_replace_arena(entry, value, &copy->copy,
+                                           hugepages_fork.kind) < 0)
+            {
+                hugepages_os_exit(HUGEPAGES_FORK_MESSAGE);
+            }
         }
-        if (hugepages_fork.has_line) {
-            hugepages_os_close_line(hugepages_fork.line[1]);
-        }
-        hugepages_close_talk();
-        hugepages_unmap_spare();
-        hugepages_os_unblock_signals();
+        hugepages_unmap_copies();
     }
-    hugepages_os_unlock();
+    if (_Py_atomic_load_ssize(&hugepages_table.count) > 0) {
+        hugepages_forget_explicit();
+    }
+    hugepages_unblock_signals();
 }

@@ -1,28 +1,23 @@
 /* Huge pages under pymalloc's arenas: the contract of the OS layer.
 
-   Layers, from the top:
+   Layers, from the top; calls go down only:
 
-       obmalloc.c         knows arenas; asks _PyMem_ArenaAlloc/_PyMem_ArenaFree;
-                          sends what is too large for it to blocks.c, through
-                          slow_paths.c
+       pymalloc.c         what pymalloc calls: knows interpreters
        report.c           tells what stats.c has counted
-       arena.c            policy: which pages a request gets; no system call
-       heap.c             medium blocks, above pymalloc's limit, in arenas
-       large.c            larger blocks, each in a mapping of its own
-       units.c            which of both an address belongs to
-       blocks.c           malloc() and the like for obmalloc.c, over the three
-       retain.c           policy: which memory is kept when it is freed
-       stats.c            counts arenas, large blocks and refusals
-       fork.c             policy: what a forked process does with its arenas
+       fork.c             policy: what a process does with its arenas before a
+                          fork()
+       arena.c            policy: which pages an arena gets, and which arenas
+                          are kept when they are freed; no system call
+       table.c            which arenas there are on huge pages
+       stats.c            counts arenas and refusals
        os_linux.c         mechanism, one file per system: the system calls;
        os_windows.c       no decision
        os_other.c
 
-   static.c includes all but the OS files that do not fit the target, and
-   is itself included by obmalloc.c, as is slow_paths.c, so the whole room is
-   one translation unit with no exported symbol but those of
-   pycore_hugepages.h.  The C tests (Programs/_testhugepages.c) put a fake
-   system in place of the OS file.
+   pymalloc.c includes all but the OS files that do not fit the target, and is
+   itself included by obmalloc.c, so the whole folder is one translation unit
+   with no exported symbol but those of pycore_hugepages.h.  The C tests
+   (Programs/_testhugepages.c) put a fake system in place of the OS file.
 
    Words:
 
@@ -43,8 +38,8 @@
      asked with.
    - A call that fails has changed nothing: what it mapped on the way is
      unmapped again, and no signal is raised, now or at the first access.
-   - Any thread may call at any time.  No function needs a thread state, and
-     none calls back into Python.
+   - Any thread may call at any time, and so may a handler of a signal.  No
+     function takes a lock, needs a thread state, or calls back into Python.
 
    What a system needs whose explicit pages do not outlive a fork() by
    themselves is in fork.h. */
@@ -53,7 +48,6 @@
 #define Py_HUGEPAGES_H
 
 #include <stddef.h>               // size_t
-#include <stdint.h>               // uint64_t
 
 /* What the system said to a request. */
 typedef enum {
@@ -69,8 +63,6 @@ typedef enum {
 /* What the system offers: filled once by hugepages_os_scan() and never changed
    after.  It tells facts; arena.c draws the conclusions. */
 typedef struct {
-    /* Size of a base page. */
-    size_t base_page_size;
     /* Size of the explicit huge page that serves a request of ARENA_SIZE, or
        0 if the system has none.  Nonzero is no promise: whether the kernel
        was built with that size shows at the first request. */
@@ -87,29 +79,13 @@ typedef struct {
    filled with the value that lets the first request decide. */
 static void hugepages_os_scan(hugepages_system *system);
 
-/* Take and give back the one lock of this process that guards the state of
-   arena.c.  It does not nest. */
-static void hugepages_os_lock(void);
-static void hugepages_os_unlock(void);
-
-/* Milliseconds of a clock that is never set back, from any moment on.  Cheap:
-   tens of nanoseconds; it may be some milliseconds late.  With or without the
-   lock. */
-static uint64_t hugepages_os_now(void);
-
-/* See to it that a fork() waits for the lock, that the child finds it free,
-   and that explicit pages outlive the fork (see fork.h).  Called without the
-   lock, before anything is mapped on explicit pages; a second call does
-   nothing.
-
-   Return HUGEPAGES_OK, or HUGEPAGES_NEVER with *os_error set; then explicit
-   pages must not be used. */
-static hugepages_result hugepages_os_watch_fork(int *os_error);
-
 /* Do what must be done once per process before explicit pages may be asked
-   for: enable SeLockMemoryPrivilege in the process token on Windows, nothing
-   elsewhere.  Called at most once, and only when explicit pages are wanted.
-   Return HUGEPAGES_OK or HUGEPAGES_NEVER; *os_error is as below. */
+   for: enable SeLockMemoryPrivilege in the process token on Windows; on Linux,
+   see that fork() calls fork.c.  Called at most once, and only when explicit
+   pages are wanted.
+
+   Return HUGEPAGES_OK, or HUGEPAGES_NEVER with *os_error set, as below; then
+   explicit pages must not be used. */
 static hugepages_result hugepages_os_enable_explicit(int *os_error);
 
 /* Map size bytes on explicit huge pages, aligned to one such page.  size must
@@ -124,54 +100,25 @@ static hugepages_result hugepages_os_enable_explicit(int *os_error);
 static hugepages_result hugepages_os_map_explicit(size_t size, void **address,
                                                   int *os_error);
 
-/* Map size bytes, aligned to size, and advise the kernel to put them on
-   transparent huge pages.  size must be a power of two and a multiple of
+/* Map size bytes, aligned to ARENA_SIZE, and advise the kernel to put them on
+   transparent huge pages.  size must be a multiple of ARENA_SIZE and of
    system->thp_size.  Pages are faulted in by their first access, as plain
    memory is.  Result as for hugepages_os_map_explicit(). */
 static hugepages_result hugepages_os_map_thp(size_t size, void **address,
                                              int *os_error);
 
-/* Map size bytes of plain memory, aligned to alignment, so that it may be
-   advised later.  size is a multiple of a base page; alignment is a power of
-   two and a multiple of a base page.  Result as for
+/* Map size bytes of plain memory, aligned to ARENA_SIZE, so that it may be
+   advised later.  size is a multiple of ARENA_SIZE.  Result as for
    hugepages_os_map_explicit(); HUGEPAGES_NEVER where the system has no such
-   way, and then the next two functions do not work either. */
-static hugepages_result hugepages_os_map_aligned(size_t size,
-                                                 size_t alignment,
-                                                 void **address,
+   way, and then the next function is not called. */
+static hugepages_result hugepages_os_map_aligned(size_t size, void **address,
                                                  int *os_error);
 
-/* Advise the kernel to put a part of such a mapping on transparent huge pages
-   from now on, whether it is in memory already or not.  address and size are
-   multiples of system->thp_size.  Result as for hugepages_os_map_explicit();
-   if it fails, the mapping is as usable as before. */
+/* Advise the kernel to put such a mapping on transparent huge pages from now
+   on, whether it is in memory already or not.  Result as for
+   hugepages_os_map_explicit(); if it fails, the mapping is as usable as
+   before. */
 static hugepages_result hugepages_os_advise(void *address, size_t size,
-                                            int *os_error);
-
-/* Fault in a part of a mapping, which need not be done: if the system cannot
-   do it at once, then the program does it page by page.  address and size are
-   multiples of a base page. */
-static void hugepages_os_fill(void *address, size_t size);
-
-/* Find out how much of a mapping is in memory, that is, was ever touched, and
-   set *resident, in bytes.  HUGEPAGES_NEVER if the system does not tell; then
-   *resident is as it was. */
-static hugepages_result hugepages_os_resident(const void *address, size_t size,
-                                              size_t *resident);
-
-/* Give such a mapping another size, of which the same is true as of the first
-   one, and set *new_address to where it is then, which may be elsewhere.  The
-   content is kept as far as both sizes go; what is added is zeroed.
-   HUGEPAGES_BUSY if it cannot be; then it is unchanged.
-
-   If it grows, all of it must have been advised, or none.  Where a part was
-   advised before the rest, the rest must have been written to before that:
-   Linux makes two mappings of it for a while, and one again if they share
-   their bookkeeping (anon_vma), which a mapping gets with its first page and
-   has in common with those that it is divided into later. */
-static hugepages_result hugepages_os_resize(void *address, size_t old_size,
-                                            size_t new_size, size_t alignment,
-                                            void **new_address,
                                             int *os_error);
 
 /* Map size bytes of plain memory, aligned to a base page, exactly as stock
@@ -186,8 +133,9 @@ static hugepages_result hugepages_os_map_plain(size_t size, void **address,
    Return HUGEPAGES_OK, or HUGEPAGES_BUSY with *os_error set.  The system may
    refuse for want of its own memory (Linux: ENOMEM when the mapping would have
    to be cut out of a merged one and vm.max_map_count is reached); then the
-   mapping is still there, whole, readable and writable, and still belongs to
-   the caller. */
+   mapping is still there, readable and writable, and still belongs to the
+   caller, but its content is lost, and its memory given back where the system
+   can do that. */
 static hugepages_result hugepages_os_unmap(void *address, size_t size,
                                            int *os_error);
 

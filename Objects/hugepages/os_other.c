@@ -1,91 +1,20 @@
 /* The OS layer where nothing is known about huge pages: plain memory only, got
    as stock obmalloc.c gets it.  The contract is in hugepages.h.
 
-   ARENAS_USE_MMAP is obmalloc.c's: mmap() has MAP_ANONYMOUS here. */
+   As there, that is mmap() if it has MAP_ANONYMOUS, else malloc(). */
 
 #include <errno.h>                // errno, ENOSYS
-
-#ifdef ARENAS_USE_MMAP
-#  include <pthread.h>            // pthread_atfork()
+#include <stdlib.h>               // calloc()
+#ifdef HAVE_MMAP
 #  include <sys/mman.h>           // mmap()
-#  include <unistd.h>             // sysconf()
-#else
-#  include <stddef.h>             // max_align_t
-#  include <stdlib.h>             // calloc()
 #endif
 
 static void
 hugepages_os_scan(hugepages_system *system)
 {
-#ifdef ARENAS_USE_MMAP
-    system->base_page_size = (size_t)sysconf(_SC_PAGESIZE);
-#else
-    /* The C library's memory has no pages, only an alignment. */
-    system->base_page_size = _Alignof(max_align_t);
-#endif
     system->explicit_page_size = 0;
     system->thp_size = 0;
     system->thp_disabled = 0;
-}
-
-#ifdef ARENAS_USE_MMAP
-
-static pthread_mutex_t hugepages_other_lock = PTHREAD_MUTEX_INITIALIZER;
-
-static void
-hugepages_os_lock(void)
-{
-    (void)pthread_mutex_lock(&hugepages_other_lock);
-}
-
-static void
-hugepages_os_unlock(void)
-{
-    (void)pthread_mutex_unlock(&hugepages_other_lock);
-}
-
-static hugepages_result
-hugepages_os_watch_fork(int *os_error)
-{
-    static int watching = 0;
-    if (!watching) {
-        *os_error = pthread_atfork(hugepages_os_lock, hugepages_os_unlock,
-                                   hugepages_os_unlock);
-        if (*os_error != 0) {
-            return HUGEPAGES_NEVER;
-        }
-        watching = 1;
-    }
-    return HUGEPAGES_OK;
-}
-
-#else
-
-/* Nothing changes after the start: free() does not fail, so there are no
-   strays, nor are there explicit pages. */
-static void
-hugepages_os_lock(void)
-{
-}
-
-static void
-hugepages_os_unlock(void)
-{
-}
-
-static hugepages_result
-hugepages_os_watch_fork(int *Py_UNUSED(os_error))
-{
-    return HUGEPAGES_OK;
-}
-
-#endif  // !ARENAS_USE_MMAP
-
-/* Time matters only to what is kept, and plain memory is not. */
-static uint64_t
-hugepages_os_now(void)
-{
-    return 0;
 }
 
 static hugepages_result
@@ -117,7 +46,7 @@ hugepages_os_map_thp(size_t Py_UNUSED(size), void **Py_UNUSED(address),
 static hugepages_result
 hugepages_os_map_plain(size_t size, void **address, int *os_error)
 {
-#ifdef ARENAS_USE_MMAP
+#ifdef MAP_ANONYMOUS
     void *mapping = mmap(NULL, size, PROT_READ | PROT_WRITE,
                          MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) {
@@ -136,7 +65,7 @@ hugepages_os_map_plain(size_t size, void **address, int *os_error)
     return HUGEPAGES_OK;
 }
 
-#ifdef ARENAS_USE_MMAP
+#ifdef MAP_ANONYMOUS
 static hugepages_result
 hugepages_os_unmap(void *address, size_t size, int *os_error)
 {

@@ -6,8 +6,8 @@
 #include "hugepages.h"
 
 static hugepages_result
-hugepages_os_map_aligned(size_t Py_UNUSED(size), size_t Py_UNUSED(alignment),
-                         void **Py_UNUSED(address), int *os_error)
+hugepages_os_map_aligned(size_t Py_UNUSED(size), void **Py_UNUSED(address),
+                         int *os_error)
 {
     *os_error = HUGEPAGES_NOT_SUPPORTED;
     return HUGEPAGES_NEVER;
@@ -19,25 +19,4 @@ hugepages_os_advise(void *Py_UNUSED(address), size_t Py_UNUSED(size),
 {
     *os_error = HUGEPAGES_NOT_SUPPORTED;
     return HUGEPAGES_NEVER;
-}
-
-static void
-hugepages_os_fill(void *Py_UNUSED(address), size_t Py_UNUSED(size))
-{
-}
-
-static hugepages_result
-hugepages_os_resident(const void *Py_UNUSED(address), size_t Py_UNUSED(size),
-                      size_t *Py_UNUSED(resident))
-{
-    return HUGEPAGES_NEVER;
-}
-
-static hugepages_result
-hugepages_os_resize(void *Py_UNUSED(address), size_t Py_UNUSED(old_size),
-                    size_t Py_UNUSED(new_size), size_t Py_UNUSED(alignment),
-                    void **Py_UNUSED(new_address), int *os_error)
-{
-    *os_error = HUGEPAGES_NOT_SUPPORTED;
-    return HUGEPAGES_BUSY;
 }

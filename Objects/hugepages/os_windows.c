@@ -32,40 +32,10 @@ hugepages_windows_result(DWORD error)
 static void
 hugepages_os_scan(hugepages_system *system)
 {
-    SYSTEM_INFO info;
-    GetSystemInfo(&info);
-    system->base_page_size = info.dwPageSize;
     /* 0 if the processor or the system has no large pages. */
     system->explicit_page_size = GetLargePageMinimum();
     system->thp_size = 0;
     system->thp_disabled = 0;
-}
-
-static SRWLOCK hugepages_windows_lock = SRWLOCK_INIT;
-
-static void
-hugepages_os_lock(void)
-{
-    AcquireSRWLockExclusive(&hugepages_windows_lock);
-}
-
-static void
-hugepages_os_unlock(void)
-{
-    ReleaseSRWLockExclusive(&hugepages_windows_lock);
-}
-
-static uint64_t
-hugepages_os_now(void)
-{
-    return GetTickCount64();
-}
-
-/* Windows has no fork(). */
-static hugepages_result
-hugepages_os_watch_fork(int *Py_UNUSED(os_error))
-{
-    return HUGEPAGES_OK;
 }
 
 /* Enable SeLockMemoryPrivilege in the process token.  Return the error

@@ -58,7 +58,6 @@ _PyMem_PrintHugePagesStats(FILE *out)
     hugepages_print_figures(out, "hugetlb", &stats.hugetlb);
     hugepages_print_figures(out, "THP-advised", &stats.thp);
     hugepages_print_figures(out, "plain", &stats.plain);
-    hugepages_print_figures(out, "large blocks (in arenas)", &stats.large);
     hugepages_print_figures(out, "retained of these", &stats.retained);
     fprintf(out, "pymalloc_hugepages=%s\n", stats.switch_value);
     hugepages_print_refusals(out, "hugetlb", &stats.hugetlb);
@@ -90,8 +89,9 @@ hugepages_write_tier(FILE *out, const char *name,
     }
 }
 
-void
-_PyMem_WriteHugePagesStats(void)
+/* Append the figures to the file that the environment names, if it does. */
+static void
+hugepages_write_stats(void)
 {
     const char *name = Py_GETENV("PYTHON_PYMALLOC_HUGEPAGES_STATS");
     if (name == NULL || name[0] == '\0') {
@@ -110,7 +110,6 @@ _PyMem_WriteHugePagesStats(void)
         hugepages_write_tier(out, "hugetlb", &stats.hugetlb);
         hugepages_write_tier(out, "thp", &stats.thp);
         hugepages_write_tier(out, "plain", &stats.plain);
-        hugepages_write_tier(out, "large", &stats.large);
         hugepages_write_tier(out, "retained", &stats.retained);
         fputs("}\n", out);
         is_written = !ferror(out);

@@ -47,14 +47,15 @@ for file in _testhugepages*.c; do
         clang --analyze --analyzer-output text -Xclang -analyzer-werror \
             -Xclang -analyzer-disable-checker \
             -Xclang security.insecureAPI.vfork \
-            -std=c11 -I"$root/Include" -isystem "$cpython/Include" "$file"
+            -std=c11 -I"$root/Include" -I"$root/Include/internal" \
+            -isystem "$cpython/Include" "$file"
 done
 # It goes on without the headers that it is not given, and skips what depends
 # on a macro that it does not know.
 check "cppcheck" \
     cppcheck --quiet --error-exitcode=1 --std=c11 \
         --enable=warning,performance,portability \
-        -I"$root/Include" -D__linux__=1 -D__x86_64__=1 \
+        -I"$root/Include" -I"$root/Include/internal" -D__linux__=1 -D__x86_64__=1 \
         -D__SIZEOF_LONG__=8 -D__SIZEOF_POINTER__=8 \
         -DMAP_HUGETLB=0x40000 -DMADV_HUGEPAGE=14 \
         -i _testhugepages_windows.c .

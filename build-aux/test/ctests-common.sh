@@ -42,7 +42,7 @@ compile() {
     name=$1
     layer=$2
     shift 2
-    parts="policy retain blocks fork_policy other $layer"
+    parts="policy fork_policy other $layer"
     if [ "$layer" = linux ]; then
         parts="$parts limits fork system"
     fi
@@ -51,7 +51,8 @@ compile() {
     done
     if ! "$@" "$root/Programs/_testhugepages.c" \
         -std=c11 -Wall -Wextra -Wconversion -Werror -g \
-        -I"$root/Include" -isystem "$cpython/Include" \
+        -I"$root/Include" -I"$root/Include/internal" \
+        -isystem "$cpython/Include" \
         -o "$output/$name" >"$output/$name.log" 2>&1
     then
         cat "$output/$name.log"

@@ -56,7 +56,7 @@ compile asan-ubsan linux gcc -O1 -pthread \
 
 compile tsan linux gcc -O1 -pthread -fsanitize=thread \
     && run_unrandomized tsan "$output/tsan" \
-        policy_threads retain_threads blocks_threads
+        policy_threads
 
 # A prefix of its own, without the parts that would ask to be installed; the
 # first start fills it, which takes some seconds.

@@ -36,13 +36,13 @@ SWITCH = {'on': ON, '1': ON, 'thp': THP, 'hugetlb': HUGETLB,
 # One name for each.
 SWITCHES = ('on', 'thp', 'hugetlb', 'off')
 
-# How many arenas are plain memory at first, of pymalloc and of the two heaps
-# of medium blocks: hugepages_first_count of Objects/hugepages/arena.c.
-FIRST_ARENAS, FIRST_DENSE, FIRST_ROOMY = 4, 1, 8
+# How many arenas of each interpreter are plain memory at first:
+# HUGEPAGES_FIRST_ARENAS of Objects/hugepages/pymalloc.c.
+FIRST_ARENAS = 2
 
-# How many freed arenas are kept in any case: HUGEPAGES_KEEP_LEAST of
-# Objects/hugepages/retain.c.
-KEEP_LEAST = 2
+# How many freed arenas are kept at most: HUGEPAGES_KEEP_MOST of
+# Objects/hugepages/arena.c.
+KEEP_MOST = 2
 
 MIB = 1024 ** 2
 HUGE_PAGE = 2 * MIB
@@ -269,6 +269,10 @@ class Region:
             return 'hugetlb'
         if 'hg' in self.flags:
             return 'thp'
+        # It was on THP, and is shared with a forked process.  The stacks of
+        # threads are so, too.
+        if 'nh' in self.flags:
+            return 'unadvised'
         return 'plain'
 
 

@@ -1,13 +1,13 @@
 """Tests for --with-pymalloc-hugepages: the pages that pymalloc's arenas get.
 
 The tests of fork() and those of limits and failing system calls are in
-test_pymalloc_hugepages_fork.py and test_pymalloc_hugepages_faults.py, those of
-blocks that are too large for pymalloc in test_pymalloc_hugepages_blocks.py.
+test_pymalloc_hugepages_fork.py and test_pymalloc_hugepages_faults.py.
 """
 
 import contextlib
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -20,8 +20,8 @@ from test.support import import_helper, os_helper, threading_helper
 from test.support.script_helper import assert_python_failure, assert_python_ok
 from test.test_capi import hugepages_support
 from test.test_capi.hugepages_support import (
-    CHILD, ENV_VAR, FIRST_ARENAS, HUGE_PAGE, HUGEPAGES_BUILD, HUGETLB,
-    KEEP_LEAST, MIB, ON, SWITCH, SWITCHES, THP, HugePagesTestCase, Snapshot,
+    CHILD, ENV_VAR, FIRST_ARENAS, HUGEPAGES_BUILD, HUGETLB, HUGE_PAGE,
+    KEEP_MOST, MIB, ON, SWITCH, SWITCHES, THP, HugePagesTestCase, Snapshot,
     child_args, hugetlb_cgroup, requires_hugepages_build, requires_linux,
     reserve_pages, snapshots, thp_mode)
 
@@ -282,7 +282,7 @@ class TierTests(HugePagesTestCase):
                             stats = json.load(file)
 
                 self.run_leaving_pool(self.POOL, run)
-                for tier in 'hugetlb', 'thp', 'large':
+                for tier in 'hugetlb', 'thp':
                     self.assertEqual(stats[tier]['ever'], 0, tier)
                     self.assertEqual(stats[tier]['refused'], {}, tier)
                 self.assertEqual(stats['plain']['ever'],
@@ -418,6 +418,147 @@ class TierTests(HugePagesTestCase):
 @support.requires_subprocess()
 @requires_hugepages_build
 @requires_linux
+class BlocksTests(HugePagesTestCase):
+    """Blocks of up to 1,024 bytes are in arenas, others the C library's."""
+
+    def setUp(self):
+        super().setUp()
+        import_helper.import_module('ctypes')
+
+    # The functions of the domains.
+    DOMAINS = textwrap.dedent('''
+        import ctypes
+
+        class Domain:
+            def __init__(self, name):
+                for function, arguments in (('Malloc', 'n'), ('Calloc', 'nn'),
+                                            ('Realloc', 'pn'), ('Free', 'p')):
+                    call = getattr(ctypes.pythonapi, f'Py{name}_{function}')
+                    call.restype = (None if function == 'Free'
+                                    else ctypes.c_void_p)
+                    call.argtypes = [{'n': ctypes.c_size_t,
+                                      'p': ctypes.c_void_p}[kind]
+                                     for kind in arguments]
+                    setattr(self, function.lower(), call)
+
+        mem, obj = Domain('Mem'), Domain('Object')
+    ''')
+
+    def run_script(self, switch, script, **env_vars):
+        return self.run_child(switch, self.DOMAINS + textwrap.dedent(script),
+                              **env_vars)
+
+    def test_limit(self):
+        for domain in 'mem', 'obj':
+            with self.subTest(domain=domain), thp_mode('madvise'):
+                small, large = self.run_script('thp', f'''
+                    fill(0)
+                    for size in 1024, 1025:
+                        blocks = [{domain}.malloc(size) for _ in range(9000)]
+                        report(addresses=blocks)
+                ''')
+                self.assertIn('thp', small.tiers)
+                self.assertNotIn('[heap]',
+                                 {region.name for region in small.arenas})
+                # A bit more than four arenas of 1,808 blocks.
+                self.assertGreaterEqual(small.arenas_on('thp'), 4)
+                self.assertEqual([region.name for region in large.arenas],
+                                 ['[heap]'])
+
+    def test_large_blocks_need_no_arena(self):
+        # Nor a huge page.
+        [snapshot] = self.run_script('on', '''
+            blocks = [mem.malloc(size) for size in
+                      (2000, 30_000, 500_000, 5_000_000) * 20]
+            for block in blocks:
+                ctypes.memset(block, 1, 2000)
+            report(addresses=blocks)
+        ''')
+        self.assertEqual(snapshot.tiers, {'plain'})
+        for kind in 'hugetlb', 'thp':
+            self.assertEqual(snapshot.stats[kind]['ever'], 0)
+        self.assertLessEqual(snapshot.stats['plain']['ever'], FIRST_ARENAS)
+
+    def test_calloc_after_use(self):
+        # The first block of each pool has a way of its own.
+        script = '''
+            for size in 16, 100, 512, 513, 1000, 1024:
+                for domain in mem, obj:
+                    seen = set()
+                    for turn in range(3):
+                        # More than a pool of 16 KiB.
+                        blocks = [domain.calloc(1, size)
+                                  for _ in range(4 * 16_384 // size)]
+                        for block in blocks:
+                            assert not any(ctypes.string_at(block, size)), (
+                                hex(block), size)
+                            ctypes.memset(block, 0xff, size)
+                        # Else nothing was tested.
+                        assert turn == 0 or len(seen & set(blocks)) > 30, size
+                        seen.update(blocks)
+                        for block in blocks:
+                            domain.free(block)
+            report()
+        '''
+        self.run_script('on', script, PYTHONMALLOC='pymalloc')
+
+    def test_realloc_over_the_limit(self):
+        script = '''
+            pattern = os.urandom(4000)
+            sizes = [16, 500, 512, 513, 1000, 1023, 1024, 1025, 2000, 4000]
+            for domain in mem, obj:
+                for old_size in sizes:
+                    for size in sizes:
+                        block = domain.malloc(old_size)
+                        ctypes.memmove(block, pattern, old_size)
+                        block = domain.realloc(block, size)
+                        kept = min(old_size, size)
+                        assert ctypes.string_at(block, kept) == pattern[:kept]
+                        domain.free(block)
+            report()
+        '''
+        for name in 'pymalloc', 'debug', 'malloc':
+            for switch in 'on', 'off':
+                with self.subTest(switch=switch, PYTHONMALLOC=name):
+                    self.run_script(switch, script, PYTHONMALLOC=name)
+
+    @unittest.skipUnless(platform.libc_ver()[0] == 'glibc', 'needs glibc')
+    def test_malloc_trim(self):
+        self.run_script('on', '''
+            def resident():
+                with open('/proc/self/statm') as file:
+                    return int(file.read().split()[1]) * 4096
+            blocks = [mem.malloc(2000) for _ in range(20_000)]
+            for block in blocks:
+                ctypes.memset(block, 1, 2000)
+            full = resident()
+            # The last one keeps the C library from giving back the rest by
+            # itself.
+            for block in blocks[:-1]:
+                mem.free(block)
+            kept = resident()
+            assert full - kept < 2**20, (full, kept)
+            ctypes.CDLL(None).malloc_trim(0)
+            assert full - resident() > 35 * 10**6, (full, resident())
+        ''')
+
+    @unittest.skipUnless(platform.libc_ver()[0] == 'glibc', 'needs glibc')
+    def test_double_free(self):
+        for size in 1025, 2000, 100_000:
+            script = self.DOMAINS + textwrap.dedent(f'''
+                block, other = mem.malloc({size}), mem.malloc({size})
+                mem.free(block)
+                mem.free(block)
+            ''')
+            with self.subTest(size=size), support.SuppressCrashReport():
+                result = assert_python_failure(*child_args('on', script))
+                self.assertEqual(result.rc, -signal.SIGABRT)
+                self.assertIn(b'double free', result.err)
+
+
+@support.requires_subprocess()
+@requires_hugepages_build
+@requires_linux
 class ReleaseTests(HugePagesTestCase):
     """Nothing leaks: neither pages nor address space."""
 
@@ -442,7 +583,8 @@ class ReleaseTests(HugePagesTestCase):
                     self.ARENAS - 1)
                 # One arena for what fill() and report() have left behind.
                 self.assertLessEqual(after.hugetlb_pages,
-                                     before.hugetlb_pages + 1 + KEEP_LEAST)
+                                     before.hugetlb_pages + 1
+                                     + KEEP_MOST)
 
     def check_exit(self, how, returncode):
         script = f'''
@@ -720,6 +862,41 @@ class OtherAllocatorsTests(HugePagesTestCase):
                     self.assertGreaterEqual(
                         old.hugetlb_pages,
                         before.hugetlb_pages + self.ARENAS - 1)
+
+    def test_first_arenas_of_interpreters(self):
+        # Each interpreter has its own.
+        import_helper.import_module('_interpreters')
+        script = '''
+            import _interpreters
+            objects = fill(5)
+            report()
+            interps = [_interpreters.create('isolated') for _ in range(3)]
+            report()
+            for interp in interps:
+                error = _interpreters.exec(interp, """if 1:
+                    objects = [bytes(400) for _ in range(4 * 128 * 36)]
+                """)
+                assert error is None, error
+            report()
+        '''
+        with thp_mode('madvise'):
+            for pool, tier in (self.POOL, 'hugetlb'), (0, 'thp'):
+                with self.subTest(pool=pool):
+                    before, created, filled = (
+                        snapshot.stats for snapshot in self.run_with_pool(
+                            pool, self.run_child, 'on', script))
+                    for kind in 'hugetlb', 'thp':
+                        self.assertEqual(created[kind], before[kind])
+                    plain = created['plain']['now'] - before['plain']['now']
+                    self.assertIn(plain, range(3, 3 * FIRST_ARENAS + 1))
+                    # They are promoted when an interpreter needs another.
+                    self.assertEqual(filled['plain']['now'],
+                                     before['plain']['now'])
+                    self.assertGreaterEqual(filled['thp']['now'],
+                                            before['thp']['now']
+                                            + 3 * FIRST_ARENAS)
+                    self.assertGreaterEqual(filled[tier]['now'],
+                                            before[tier]['now'] + 3 * 2)
 
     @threading_helper.requires_working_threading()
     def test_subinterpreters(self):

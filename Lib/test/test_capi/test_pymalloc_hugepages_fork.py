@@ -2,11 +2,11 @@
 
 A page of the pool belongs to the process that got it.  After a plain fork()
 with an empty pool, a child that writes is ended by SIGBUS, and a parent that
-writes first takes the page away from the child.  So a child makes its arenas
-its own: on pages of the pool as long as there are any, then on other pages.
+writes first takes the page away from the child.  So no arena that a child uses
+is on the pool: before the fork a process with one thread moves them to THP,
+and where that is not possible the child gets copies.
 """
 
-import contextlib
 import os
 import re
 import subprocess
@@ -29,16 +29,15 @@ setUpModule = hugepages_support.lock_settings
 # the pool.
 ARENAS = 15
 
-# Pools in which parents find nothing, too little for themselves, enough for
-# themselves but not for a child too, and enough for three generations.
-NO_POOL, TINY_POOL, SHORT_POOL, AMPLE_POOL = POOLS = (0, 4, 24, 100)
+# Pools in which parents find nothing, too little, and enough.
+NO_POOL, TINY_POOL, AMPLE_POOL = POOLS = (0, 4, ARENAS + 9)
 
-MESSAGE = (b'Fatal Python error: a forked process cannot make the huge pages '
-           b'of its parent its own: ')
+MESSAGE = (b'Fatal Python error: a forked process has no memory for the huge '
+           b'pages of its parent; ')
 
 # What the scripts begin with, each with a parent_first of its own.
 OBJECTS = f'''
-import os, signal, traceback, warnings
+import os, signal, time, traceback, warnings
 from threading import Thread
 
 # A fork while threads run is what some of the tests are for.
@@ -89,6 +88,10 @@ def leave(function, *args):
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+def be_threaded():
+    """Have another thread, so that no arena can be moved."""
+    Thread(target=time.sleep, args=(1000,), daemon=True).start()
 
 def wait(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
@@ -148,45 +151,36 @@ class ForkTestCase(HugePagesTestCase):
                           'report(objects[::50])', textwrap.dedent(way),
                           CLOSING])
 
-    def check_own_pages(self, snapshot):
-        # No page is shared, and none is still to be faulted in.
-        mapped = sum(region.end - region.start for region in snapshot.regions
-                     if region.tier == 'hugetlb')
-        self.assertEqual(mapped, snapshot.hugetlb_pages * HUGE_PAGE)
+    # What the objects are on in the end that were on the pool, and on THP.
+    MOVED = {'hugetlb': 'unadvised', 'thp': 'unadvised'}
+    COPIED = {'hugetlb': 'thp', 'thp': 'unadvised'}
+    ON_PLAIN = {'hugetlb': 'plain', 'thp': 'unadvised', 'plain': 'plain'}
 
-    def check_child(self, pool, parent, child, rest='thp'):
-        """Check what a child sits on whose parent has reported before."""
-        self.check_own_pages(parent)
-        self.check_own_pages(child)
-        if pool == NO_POOL:
-            self.assertEqual(parent.hugetlb_pages, 0)
-            self.assertEqual(child.tiers, {rest})
-        elif pool == TINY_POOL:
-            self.assertEqual(parent.hugetlb_pages, pool)
-            self.assertEqual(child.tiers, {rest})
-            self.assertEqual(child.hugetlb_pages, 0)
-        elif pool == SHORT_POOL:
-            self.assertEqual(parent.tiers, {'hugetlb'})
-            self.assertGreater(child.hugetlb_pages, 0)
-            self.assertLess(child.hugetlb_pages, parent.hugetlb_pages)
-            self.assertLessEqual({rest}, child.tiers)
+    def check_family(self, pool, before, child, after, rest):
+        self.assertNotEqual(child.pid, before.pid)
+        if pool == AMPLE_POOL:
+            self.assertEqual(before.tiers, {'hugetlb'})
         else:
-            self.assertEqual(child.tiers, {'hugetlb'})
-            self.assertGreaterEqual(child.hugetlb_pages, ARENAS)
+            self.assertEqual(before.hugetlb_pages, pool)
+        self.assertEqual(child.hugetlb_pages, 0)
+        self.assertEqual(child.tiers, {rest[tier] for tier in before.tiers})
+        if rest == self.MOVED:
+            self.assertEqual(after.hugetlb_pages, 0)
+            self.assertEqual(after.tiers, child.tiers)
+        else:
+            self.assertGreaterEqual(after.hugetlb_pages,
+                                    before.hugetlb_pages - 1)
 
-    def check_way(self, way, *, parent_first=True, switch='on', rest='thp',
-                  pools=POOLS):
-        with thp_mode('madvise'):
+    def check_way(self, way, *, parent_first=True, switch='on', mode='madvise',
+                  rest=None, pools=POOLS):
+        with thp_mode(mode):
             for pool in pools:
                 with self.subTest(pool=pool, parent_first=parent_first):
                     before, child, after = self.run_with_pool(
                         pool, self.run_child, switch,
                         self.script(way, parent_first))
-                    self.assertNotEqual(child.pid, before.pid)
-                    self.check_child(pool, before, child, rest)
-                    self.check_own_pages(after)
-                    self.assertGreaterEqual(after.hugetlb_pages,
-                                            before.hugetlb_pages - 1)
+                    self.check_family(pool, before, child, after,
+                                      rest or self.MOVED)
 
 
 class WaysToForkTests(ForkTestCase):
@@ -198,17 +192,32 @@ class WaysToForkTests(ForkTestCase):
     def test_os_fork_child_writes_first(self):
         self.check_way(OS_FORK, parent_first=False)
 
-    def test_os_fork_without_thp(self):
-        self.check_way(OS_FORK, switch='hugetlb', rest='plain')
+    @threading_helper.requires_working_threading()
+    def test_other_threads(self):
+        # With the small pool no page is left for the child, and the parent
+        # writes at once.
+        for parent_first in False, True:
+            self.check_way('be_threaded()\n' + textwrap.dedent(OS_FORK),
+                           parent_first=parent_first, rest=self.COPIED)
+
+    def test_no_thp(self):
+        for parent_first in False, True:
+            for switch, mode in (('hugetlb', 'madvise'), ('on', 'never')):
+                with self.subTest(switch=switch, mode=mode):
+                    self.check_way(OS_FORK, parent_first=parent_first,
+                                   switch=switch, mode=mode,
+                                   rest=self.ON_PLAIN)
 
     def test_switched_off(self):
         for switch, tier in ('thp', 'thp'), ('off', 'plain'):
             with self.subTest(switch=switch), thp_mode('madvise'):
-                for snapshot in self.run_with_pool(
-                        AMPLE_POOL, self.run_child, switch,
-                        self.script(OS_FORK)):
+                before, child, after = self.run_with_pool(
+                    AMPLE_POOL, self.run_child, switch, self.script(OS_FORK))
+                self.assertEqual(before.tiers, {tier})
+                for snapshot in child, after:
                     self.assertEqual(snapshot.hugetlb_pages, 0)
-                    self.assertEqual(snapshot.tiers, {tier})
+                    self.assertEqual(snapshot.tiers,
+                                     {self.ON_PLAIN[tier]})
 
     @threading_helper.requires_working_threading()
     def test_thread(self):
@@ -224,7 +233,7 @@ class WaysToForkTests(ForkTestCase):
             thread = Thread(target=fork)
             thread.start()
             thread.join()
-        ''')
+        ''', rest=self.COPIED)
 
     def test_multiprocessing_fork(self):
         self.check_way('''
@@ -312,9 +321,7 @@ class WaysToForkTests(ForkTestCase):
                     pool, self.run_child, 'on', script, PYTHONPATH=directory)
                 self.assertEqual(len(children), 2)
                 for child in children:
-                    self.check_own_pages(child)
-                    if pool == AMPLE_POOL:
-                        self.assertEqual(child.tiers, {'hugetlb'})
+                    self.assertEqual(child.tiers, {'unadvised'})
 
     def test_forked_child_forks(self):
         way = '''
@@ -335,17 +342,20 @@ class WaysToForkTests(ForkTestCase):
         '''
         with thp_mode('madvise'):
             for pool in POOLS:
-                with self.subTest(pool=pool):
-                    before, grandchild, child, after = self.run_with_pool(
-                        pool, self.run_child, 'on', self.script(way))
-                    self.check_child(pool, before, child)
-                    self.check_own_pages(grandchild)
-                    self.check_own_pages(after)
-                    if pool == AMPLE_POOL:
-                        self.assertEqual(grandchild.tiers, {'hugetlb'})
+                for threaded in '', 'be_threaded()\n':
+                    with self.subTest(pool=pool, threaded=threaded):
+                        before, grandchild, child, after = self.run_with_pool(
+                            pool, self.run_child, 'on',
+                            self.script(threaded + textwrap.dedent(way)))
+                        # The child has one thread, and shares what it has.
+                        for snapshot in grandchild, child:
+                            self.assertEqual(snapshot.tiers, {'unadvised'})
+                        self.assertEqual(after.hugetlb_pages > 0,
+                                         bool(threaded and pool))
 
     def test_many_children_at_once(self):
-        # They compete for the pool, and the parent writes between the forks.
+        # The parent writes between the forks, and copies are made each time
+        # if it has another thread.
         way = '''
             pids = []
             for number in range(5):
@@ -359,12 +369,13 @@ class WaysToForkTests(ForkTestCase):
                 change(objects, 3)
             status = any(list(map(wait, pids)))
         '''
-        script = self.script(way).replace(
-            'report(objects[::50], family())', '')
         with thp_mode('madvise'):
-            for pool in (*POOLS, 2 * SHORT_POOL):
-                with self.subTest(pool=pool):
-                    self.run_with_pool(pool, self.run_child, 'on', script)
+            for threaded in '', 'be_threaded()\n':
+                script = self.script(threaded + textwrap.dedent(way)).replace(
+                    'report(objects[::50], family())', '')
+                for pool in POOLS:
+                    with self.subTest(pool=pool, threaded=threaded):
+                        self.run_with_pool(pool, self.run_child, 'on', script)
 
     def test_subinterpreter(self):
         # The child of a subinterpreter's fork is ended by CPython itself: it
@@ -435,109 +446,20 @@ class WaysToForkTests(ForkTestCase):
                                    self.script(way))
 
 
-class ChildInTroubleTests(ForkTestCase):
-    """A child that dies or stops in fork() does not hold its parent."""
-
-    def run_attached(self, way, faults, pool):
-        """Run the script, under strace from when it is about to fork.
-
-        Return its exit status, its stderr and what strace has written.
-        """
-        script = '\n'.join(['parent_first = False', OBJECTS, '''
-print('ready', flush=True)
-sys.stdin.readline()
-''', textwrap.dedent(way), CLOSING.replace('report(objects[::50], family())',
-                                           '')])
-        log = self.enterContext(os_helper.temp_dir()) + '/log'
-
-        def run():
-            with contextlib.ExitStack() as stack:
-                process = stack.enter_context(subprocess.Popen(
-                    [sys.executable, *child_args('on', script)],
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE, text=True))
-                self.assertEqual(process.stdout.readline(), 'ready\n')
-                tracer = stack.enter_context(subprocess.Popen(
-                    [*strace_command(), '-f', '-o', log,
-                     '-p', str(process.pid), *faults],
-                    stderr=subprocess.PIPE, text=True))
-                # "Process 42 attached" comes when it is so.
-                self.assertIn('attached', tracer.stderr.readline())
-                out, err = process.communicate('go\n')
-                tracer.communicate()
-            return process.returncode, err
-
-        status, err = self.run_leaving_pool(pool, run)
-        with open(log) as file:
-            return status, err, file.read()
-
-    def test_killed(self):
-        # With no page left the child moves each arena, hence mremap().
-        for number in 1, 3:
-            with self.subTest(number=number):
-                status, err, log = self.run_attached(
-                    '''
-                    pid = os.fork()
-                    if pid == 0:
-                        os._exit(0)
-                    assert wait(pid) == -signal.SIGKILL
-                    status = 0
-                    ''',
-                    ['-e', 'trace=mremap',
-                     '-e', f'inject=mremap:signal=KILL:when={number}'],
-                    TINY_POOL)
-                self.assertEqual((status, err), (0, ''))
-                self.assertIn('killed by SIGKILL', log)
-
-    def test_stopped(self):
-        # The parent goes on, writes, and lets the child go on, which then
-        # still finds what was there at the fork.
-        for number in 1, 3:
-            with self.subTest(number=number):
-                status, err, log = self.run_attached(
-                    '''
-                    pid = os.fork()
-                    if pid == 0:
-                        leave(check, objects)
-                    change(objects, 3)
-                    parent_first = True
-                    assert os.waitpid(pid, os.WUNTRACED)[1] & 0xff == 0x7f
-                    os.kill(pid, signal.SIGCONT)
-                    status = wait(pid)
-                    ''',
-                    ['-e', 'trace=mremap',
-                     '-e', f'inject=mremap:signal=STOP:when={number}'],
-                    TINY_POOL)
-                self.assertEqual((status, err), (0, ''))
-                self.assertIn('stopped by SIGSTOP', log)
-
-    def test_no_descriptors(self):
-        # Parent and child have no pipe to talk over, but shared memory.
-        import_helper.import_module('resource')
-        way = '''
-            import resource
-            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-            pid = os.fork()
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-            if pid == 0:
-                leave(child)
-            parent()
-            status = wait(pid)
-        '''
-        for parent_first in False, True:
-            self.check_way(way, parent_first=parent_first)
+class LimitTests(ForkTestCase):
+    """A child for whose arenas there is no memory says so, and ends."""
 
     def check_no_memory(self, limit, field):
         import_helper.import_module('resource')
         script = '\n'.join(['parent_first = False', OBJECTS, f'''
 import resource
+be_threaded()
 with open('/proc/self/status') as file:
     for line in file:
         if line.startswith('{field}:'):
             used = int(line.split()[1]) * 1024
 hard = resource.getrlimit(resource.{limit})[1]
-resource.setrlimit(resource.{limit}, (used + 1024**2, hard))
+resource.setrlimit(resource.{limit}, (used + 3 * 1024**2, hard))
 pid = os.fork()
 if pid == 0:
     os._exit(0)
@@ -570,25 +492,23 @@ report(objects[::50])
         self.check_no_memory('RLIMIT_DATA', 'VmData')
 
     def test_cgroup_limit(self):
-        # The limit is charged when a page is faulted in: the child takes the
-        # parent's share of it.
-        way = OS_FORK
+        # The pages are charged to the parent, and stay so.
         with thp_mode('madvise'), hugetlb_cgroup(4 * HUGE_PAGE) as procs:
             join = ['/bin/sh', '-c', f'echo $$ > {procs} && exec "$0" "$@"']
-            for parent_first in False, True:
-                with self.subTest(parent_first=parent_first):
-                    before, child, after = self.run_with_pool(
+            for threaded, rest in ('', self.MOVED), ('be_threaded()\n',
+                                                     self.COPIED):
+                with self.subTest(threaded=threaded):
+                    family = self.run_with_pool(
                         64, self.run_child, 'on',
-                        self.script(way, parent_first),
+                        self.script(threaded + textwrap.dedent(OS_FORK)),
                         __run_using_command=join, __isolated=True)
-                    self.assertEqual(before.hugetlb_pages, 4)
-                    self.check_child(TINY_POOL, before, child)
+                    self.check_family(TINY_POOL, *family, rest)
 
     def test_pool_shrinks(self):
         # The pool is made smaller while it is in use, and others take what
         # there is.
         way = f'''
-            import mmap
+            be_threaded()
             pool = {HUGETLB_DIR + '/nr_hugepages'!r}
             with open(pool) as file:
                 size = file.read()
@@ -598,17 +518,162 @@ report(objects[::50])
             with open(pool, 'w') as file:
                 file.write(size)
         '''
-        if not os.access(HUGETLB_DIR + '/nr_hugepages',
-                         os.W_OK):
+        if not os.access(HUGETLB_DIR + '/nr_hugepages', os.W_OK):
             self.skipTest('needs root: cannot change the pool')
         for parent_first in False, True:
-            with self.subTest(parent_first=parent_first):
+            with self.subTest(parent_first=parent_first), thp_mode('madvise'):
                 before, child, after = self.run_leaving_pool(
-                    SHORT_POOL, self.run_child, 'on',
+                    AMPLE_POOL, self.run_child, 'on',
                     self.script(way, parent_first))
-                self.check_own_pages(child)
-                self.assertEqual(child.hugetlb_pages, 0)
-                self.assertEqual(after.hugetlb_pages, before.hugetlb_pages)
+                self.check_family(AMPLE_POOL, before, child, after,
+                                  self.COPIED)
+
+
+class SharingTests(ForkTestCase):
+    """Parent and child share what neither of them writes to."""
+
+    def test_advice(self):
+        # khugepaged leaves alone what both have, or it would copy it.  What is
+        # mapped later may be on huge pages, but those of the pool come last.
+        for pool in NO_POOL, AMPLE_POOL:
+            for threaded in '', 'be_threaded()':
+                script = '\n'.join([OBJECTS, threaded, textwrap.dedent('''
+                    report(objects[::50])
+                    pid = os.fork()
+                    if pid:
+                        assert wait(pid) == 0
+                    report(objects[::50], family())
+                    more = fill(8)
+                    report(more[::50], family())
+                    if pid == 0:
+                        os._exit(0)
+                ''')])
+                with (self.subTest(pool=pool, threaded=threaded),
+                      thp_mode('madvise')):
+                    before, *child, parent, parent_more = self.run_with_pool(
+                        pool, self.run_child, 'on', script)
+                    rest = self.COPIED if threaded else self.MOVED
+                    self.check_family(pool, before, child[0], parent, rest)
+                    for first, then in child, (parent, parent_more):
+                        self.assertGreaterEqual(then.arenas_on('thp'), 5)
+                        self.assertEqual(then.stats['hugetlb']['ever'],
+                                         first.stats['hugetlb']['ever'])
+
+    def test_neighbours_at_once(self):
+        # The kernel hands out neighbouring addresses, but for a few.
+        log = self.enterContext(os_helper.temp_dir()) + '/log'
+        script = '''
+            objects = fill(50)
+            pid = os.fork()
+            if pid == 0:
+                os._exit(0)
+            os.waitpid(pid, 0)
+        '''
+        with hugetlb_pool(NO_POOL):
+            subprocess.run([*strace_command(), '-f', '-o', log,
+                            '-e', 'trace=madvise', sys.executable, '-I',
+                            *child_args('thp', script)], check=True)
+        with open(log) as file:
+            calls = re.findall('MADV_NOHUGEPAGE', file.read())
+        self.assertIn(len(calls), range(1, 6))
+
+    def test_workers(self):
+        # A parent on pages of the pool and its four children together have
+        # little more memory than it had alone.  Forks after the first one
+        # copy nothing.
+        script = '\n'.join([OBJECTS, '''
+def memory(pid):
+    fields = {}
+    with open(f'/proc/{pid}/smaps_rollup') as file:
+        for line in file:
+            name, _, value = line.partition(':')
+            fields[name] = value
+    return sum(int(fields[name].split()[0]) for name in
+               ('Pss', 'Private_Hugetlb', 'Shared_Hugetlb')) // 1024
+
+def arenas():
+    return [sys._pymalloc_hugepages()[kind]['ever']
+            for kind in ('hugetlb', 'thp', 'plain')]
+
+more_objects = make(15, 5)
+must_check, check_now = os.pipe()
+figures = []
+
+def work():
+    # Also if the parent dies.
+    os.close(check_now)
+    os.read(must_check, 1)
+    check(objects)
+    check(more_objects, 5)
+
+alone = memory(os.getpid())
+pids = []
+for number in range(4):
+    pid = os.fork()
+    if pid == 0:
+        leave(work)
+    pids.append(pid)
+    figures.append(arenas())
+assert figures[0] == figures[-1], figures
+assert sys._pymalloc_hugepages()['hugetlb']['now'] == 0
+together = sum(map(memory, [os.getpid(), *pids]))
+change(objects, 3)
+os.write(check_now, b'....')
+assert list(map(wait, pids)) == [0] * 4
+assert together < 1.5 * alone, (together, alone)
+report()
+'''])
+        with thp_mode('madvise'):
+            self.run_with_pool(2 * AMPLE_POOL, self.run_child, 'on', script)
+
+
+class InterpretersTests(ForkTestCase):
+
+    @threading_helper.requires_working_threading()
+    def test_allocate_while_others_fork(self):
+        # Interpreters with a GIL of their own map and unmap arenas while the
+        # main one forks.  Its children run another program: CPython ends one
+        # that goes on with several interpreters.
+        import_helper.import_module('_interpreters')
+        script = '''
+            import _interpreters, subprocess, threading, time
+            subprocess._USE_VFORK = subprocess._USE_POSIX_SPAWN = False
+
+            work = """if 1:
+                import time
+                expected = bytes(bytearray(400))
+                end = time.monotonic() + 2
+                while time.monotonic() < end:
+                    objects = [bytes(400) for _ in range(8 * 128 * 36)]
+                    assert objects.count(expected) == len(objects)
+                    del objects
+            """
+            errors = []
+
+            def run():
+                interp = _interpreters.create('isolated')
+                error = _interpreters.exec(interp, work)
+                if error is not None:
+                    errors.append(error)
+                _interpreters.destroy(interp)
+
+            objects = fill(3)
+            threads = [threading.Thread(target=run) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads):
+                assert subprocess.call(['/bin/true']) == 0
+            for thread in threads:
+                thread.join()
+            assert not errors, errors
+            assert objects.count(bytes(bytearray(400))) == len(objects)
+            report(objects[::50])
+        '''
+        with thp_mode('madvise'):
+            for switch, pool in (('hugetlb', 60), ('on', 60), ('on', 10),
+                                 ('thp', 0)):
+                with self.subTest(switch=switch, pool=pool):
+                    self.run_with_pool(pool, self.run_child, switch, script)
 
 
 class CostTests(ForkTestCase):
@@ -667,8 +732,14 @@ class CostTests(ForkTestCase):
                     expected = self.system_calls('off', way)
                     self.assertIn('wait4', expected)
                     self.assertEqual(self.system_calls('on', way), expected)
+
+    def test_second_fork(self):
+        # The first one has moved the arenas.
+        with hugetlb_pool(AMPLE_POOL):
+            self.assertEqual(self.system_calls('on', self.FORK),
+                             self.system_calls('off', self.FORK))
             # Had it a cost, it would show.
-            self.assertNotEqual(self.system_calls('on', self.FORK),
+            self.assertNotEqual(self.system_calls('hugetlb', self.FORK),
                                 self.system_calls('off', self.FORK))
 
 

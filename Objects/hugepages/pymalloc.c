@@ -1,0 +1,91 @@
+/* What pymalloc calls, and the whole of Objects/hugepages as one translation
+   unit, included by obmalloc.c.  See hugepages.h. */
+
+#include "pycore_hugepages.h"     // _PyMem_HugePagesAlloc()
+
+#include "hugepages.h"
+#include "stats.c"
+#include "table.c"
+#include "arena.c"
+
+#if defined(MS_WINDOWS)
+#  include "os_windows.c"
+#elif defined(__linux__)
+#  include "fork.c"
+#  include "os_linux.c"
+#  include "os_linux_fork.c"
+#else
+#  include "os_other.c"
+#endif
+
+#include "report.c"
+
+/* How many arenas of an interpreter are plain memory at first: an interpreter
+   that has just started needs two.  Each more would cost every larger program
+   512 page faults. */
+#define HUGEPAGES_FIRST_ARENAS 2
+
+/* The arenas of the interpreter that asks; NULL if none does. */
+static const struct _obmalloc_mgmt *
+hugepages_current_arenas(void)
+{
+    PyThreadState *tstate = _PyThreadState_GET();
+    if (tstate == NULL || tstate->interp->obmalloc == NULL) {
+        return NULL;
+    }
+    return &tstate->interp->obmalloc->mgmt;
+}
+
+/* Let the kernel put the first arenas of an interpreter on huge pages. */
+static void
+hugepages_promote_first(const struct _obmalloc_mgmt *arenas)
+{
+    for (unsigned int i = 0; i < arenas->maxarenas; i++) {
+        if (arenas->arenas[i].address != 0) {
+            hugepages_promote((void *)arenas->arenas[i].address);
+        }
+    }
+}
+
+void *
+_PyMem_HugePagesAlloc(void *Py_UNUSED(ctx), size_t size)
+{
+    if (size != ARENA_SIZE) {
+        /* The data stack of a thread, 16 KiB: a huge page for each would cost
+           a thousand threads 2 GiB. */
+        return hugepages_take_plain(size);
+    }
+    const struct _obmalloc_mgmt *arenas = hugepages_current_arenas();
+    if (arenas != NULL) {
+        size_t count = arenas->narenas_currently_allocated;
+        if (count < HUGEPAGES_FIRST_ARENAS) {
+            return hugepages_take_first();
+        }
+        if (count == HUGEPAGES_FIRST_ARENAS) {
+            hugepages_promote_first(arenas);
+        }
+    }
+    return hugepages_take();
+}
+
+void
+_PyMem_HugePagesFree(void *Py_UNUSED(ctx), void *ptr, size_t size)
+{
+    int os_error;
+    if (ptr == NULL) {
+        return;
+    }
+    if (size == ARENA_SIZE) {
+        hugepages_give(ptr);
+    }
+    else {
+        (void)hugepages_os_unmap(ptr, size, &os_error);
+    }
+}
+
+void
+_PyMem_FiniHugePages(void)
+{
+    hugepages_write_stats();
+    (void)hugepages_release_kept();
+}

@@ -1,0 +1,82 @@
+/* Objects/hugepages for one file of tests, which gives itself a name with
+   TEST_PREFIX: over the OS layer that the system has, or over a fake one that
+   the file defines, if it defines TEST_FAKE_OS. */
+
+#ifndef Py_TESTHUGEPAGES_CORE_H
+#define Py_TESTHUGEPAGES_CORE_H
+
+#include "_testhugepages.h"
+
+#include <errno.h>                // errno
+
+#define TEST_JOIN(prefix, name) prefix ## name
+#define TEST_NAME(prefix, name) TEST_JOIN(prefix, name)
+#define _PyMem_HugePagesAlloc TEST_NAME(TEST_PREFIX, _alloc)
+#define _PyMem_HugePagesFree TEST_NAME(TEST_PREFIX, _free)
+#define _PyMem_SetHugePages TEST_NAME(TEST_PREFIX, _set_huge_pages)
+#define _PyMem_FiniHugePages TEST_NAME(TEST_PREFIX, _fini)
+#define _PyMem_GetHugePagesStats TEST_NAME(TEST_PREFIX, _get_stats)
+#define _PyMem_PrintHugePagesStats TEST_NAME(TEST_PREFIX, _print_stats)
+
+// --- in place of obmalloc.c and the interpreter's state --------------------
+
+struct _obmalloc_mgmt {
+    struct {
+        uintptr_t address;
+    } *arenas;
+    unsigned int maxarenas;
+    size_t narenas_currently_allocated;
+};
+
+typedef struct {
+    struct {
+        struct {
+            struct _obmalloc_mgmt mgmt;
+        } *obmalloc;
+    } *interp;
+} PyThreadState;
+
+#define Py_GETENV(name) getenv(name)
+
+/* No file has tests of all. */
+#if defined(__GNUC__)
+#  pragma GCC diagnostic push
+#  pragma GCC diagnostic ignored "-Wunused-function"
+#endif
+#ifdef TEST_FAKE_OS
+#  include "../Include/internal/pycore_hugepages.h"
+#  include "../Objects/hugepages/stats.c"
+#  include "../Objects/hugepages/table.c"
+#  include "../Objects/hugepages/arena.c"
+#  include "../Objects/hugepages/fork.c"
+#else
+/* Of the thread that asks; NULL is one that Python does not know. */
+static PyThreadState *test_tstate;
+#  define _PyThreadState_GET() test_tstate
+#  include "../Include/internal/pycore_hugepages.h"
+#  include "../Objects/hugepages/pymalloc.c"
+#endif
+
+/* Forget everything: what is tested begins as in a new process. */
+static void
+reset_core(void)
+{
+    for (size_t i = 1; i < HUGEPAGES_PIECES; i++) {
+        int os_error;
+        void *piece = hugepages_table.pieces[i - 1];
+        if (piece != NULL) {
+            size_t size = (HUGEPAGES_FIRST_ENTRIES << i) * sizeof(uintptr_t);
+            (void)hugepages_os_unmap(piece, size, &os_error);
+        }
+    }
+    memset(hugepages_first_entries, 0, sizeof(hugepages_first_entries));
+    memset(&hugepages_table, 0, sizeof(hugepages_table));
+    memset(&hugepages_state, 0, sizeof(hugepages_state));
+    memset(&hugepages_stats, 0, sizeof(hugepages_stats));
+}
+
+#if defined(__GNUC__)
+#  pragma GCC diagnostic pop
+#endif
+
+#endif /* !Py_TESTHUGEPAGES_CORE_H */
