@@ -113,7 +113,8 @@ private_apt_get() {
         -o Acquire::Languages=none -o Acquire::Retries=2 "$@" >&2
 }
 
-# from_debian SUITE PACKAGE: download the archive as Debian's source package
+# from_debian SUITE PACKAGE RELEASE: download the archive as Debian's source
+# package
 from_debian() {
     command -v apt-get >/dev/null 2>&1 || return 1
     keyring=
@@ -136,7 +137,14 @@ from_debian() {
             private_apt_get source --download-only "$2")
         then
             for file in "$apt"/download/*.orig.tar.*; do
-                if take "$file"; then
+                test -f "$file" || continue
+                # Before Debian releases it, a suite goes on to CPython's next
+                # release.
+                has=${file##*_}
+                has=${has%%.orig.tar.*}
+                if test "$has" != "$3"; then
+                    other="Debian's $1 has $has instead"
+                elif take "$file"; then
                     rm -rf "$apt"
                     return 0
                 fi
@@ -180,6 +188,7 @@ get_release() {
     sha256=$2
     archive=$3
     wrong=no
+    other=
     for file in "$downloads/$archive" "$cache/$archive"; do
         if test -f "$file" && take "$file"; then
             unpack "$downloads/$archive" "$name"
@@ -187,12 +196,14 @@ get_release() {
             return 0
         fi
     done
-    if from_debian "$4" "$5" || from_python_org "$1"; then
+    if from_debian "$4" "$5" "$1" || from_python_org "$1"; then
         unpack "$downloads/$archive" "$name"
         keep
         return 0
     fi
     reason="neither Debian's source package nor python.org could be reached"
+    test -z "$other" ||
+        reason="$other, and python.org could not be reached"
     test $wrong = no || reason="what was found has a wrong SHA-256, see above"
     die "no source of CPython $1: $reason; check the network, or get $archive (SHA-256 $2) yourself and give --with-cpython=FILE"
 }

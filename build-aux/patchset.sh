@@ -19,7 +19,7 @@
 #          PATCHED that is right already keeps its time stamp
 #
 # apply, unapply and lay change nothing at all when a part of the set does not
-# fit.
+# fit, or fits more than one place.
 #
 # A file FILE.patch has a sibling FILE.3.11.patch where CPython 3.11 needs
 # another one.  RELEASE is by default the pinned one.
@@ -135,12 +135,54 @@ why() {
     sed -n '/^error: /{s///p;q;}' "$scratch/messages"
 }
 
+# places SIGN PATCHFILE FILE: the first hunk of the patch whose lines, those of
+# its context and those with the sign - or +, do not stand in just one place of
+# the file, and the number of places; nothing if there is none
+places() {
+    # Bytes, whatever the locale: Git compares those, and a file may have any.
+    LC_ALL=C awk -v sign="$1" '
+        FNR == 1 { file++ }
+        file == 2 { line[FNR] = $0; next }
+        /^@@ / { hunk++; next }
+        hunk && (/^ / || /^$/ || substr($0, 1, 1) == sign) {
+            text[hunk, ++size[hunk]] = substr($0, 2)
+        }
+        END {
+            for (h = 1; h <= hunk; h++) {
+                found = 0
+                first = text[h, 1]
+                for (n = 1; n + size[h] <= FNR + 1; n++) {
+                    if (line[n] != first) continue
+                    for (i = 2; i <= size[h]; i++)
+                        if (line[n + i - 1] != text[h, i]) break
+                    if (i > size[h]) found++
+                }
+                if (found != 1) { print h, found; exit }
+            }
+        }' "$2" "$3"
+}
+
+# check_places SIGN DIR ADVICE: each hunk has just one place in DIR, or it is an
+# error.  Of several, git apply takes the one that is nearest to the hunk's line
+# number and says nothing, and that may be in another function.
+check_places() {
+    while read -r kind path file; do
+        test "$kind" = patch || continue
+        bad=$(places "$1" "$root/$file" "$2/$path")
+        test -z "$bad" ||
+            die "$2: hunk ${bad% *} of $file fits ${bad#* } places of $path in this CPython $release, and nothing was changed: $3"
+    done <"$scratch/list"
+}
+
+more_context='which one is right, nobody can tell; give that hunk more lines of context, until it fits one place only'
+
 apply() {
     release=$(release_of "$1")
     write_patch "$release" >"$scratch/set.patch"
     if try "$1" --reverse --check; then
         echo "$1: the patch set is applied already"
     elif try "$1" --check; then
+        check_places - "$1" "$more_context"
         try "$1" || die "$1: $(why)"
         echo "$1: applied the patch set to CPython $release"
     else
@@ -152,6 +194,7 @@ unapply() {
     release=$(release_of "$1")
     write_patch "$release" >"$scratch/set.patch"
     if try "$1" --reverse --check; then
+        check_places + "$1" "leave one of them in that file, or unpack the release again"
         try "$1" --reverse || die "$1: $(why)"
         echo "$1: took the patch set off CPython $release"
     else
@@ -198,6 +241,7 @@ lay() {
     if test -s "$scratch/set.patch" && ! try "$scratch/tree"; then
         die "the patch set does not fit CPython $release in $pristine, and nothing was changed: $(why)"
     fi
+    check_places - "$pristine" "$more_context"
 
     verbose=true
     if ! test -d "$patched"; then

@@ -32,7 +32,11 @@ MODULES = """
 """.split()
 OWN_MODULES = [f"test.test_capi.test_pymalloc_hugepages{part}"
                for part in ("", "_fork", "_faults", "_limits",
-                            "_retention", "_stats", "_blocks")]
+                            "_retention", "_stats")]
+
+# Those that are run on the further releases, too: the allocator, start-up and
+# its configuration, and whatever else a hunk of the patch set is in.
+RELEASE_MODULES = ["test_capi", "test_embed", "test_gc", "test_sys"]
 
 # Resources of the whole suite: all but what needs the Internet, a display or
 # a sound card, or gigabytes.
@@ -235,18 +239,24 @@ class SuiteResult:
         return cases
 
 
-def run_suite(tree, arguments, pool):
+def jobs():
+    """As many as there are processors."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_suite(tree, arguments, pool, own=False):
     """Run python -m test of a build tree, with a pool of so many huge pages.
 
-    A pool of None is the one that the system happens to have.
+    A pool of None is the one that the system happens to have.  Our own modules
+    are left out, unless own says that the arguments are some of them.  These
+    set the pool up as they need it: one at a time.
     """
-    jobs = len(os.sched_getaffinity(0))
+    ignored = [] if own else [f"--ignore={module}.*" for module in OWN_MODULES]
     with tempfile.TemporaryDirectory() as directory:
         junit_file = os.path.join(directory, "junit.xml")
-        command = [str(tree / "python"), "-m", "test", f"-j{jobs}",
+        command = [str(tree / "python"), "-m", "test", f"-j{1 if own else jobs()}",
                    f"--timeout={TIMEOUT_SECONDS}", f"--junit-xml={junit_file}",
-                   *(f"--ignore={module}.*" for module in OWN_MODULES),
-                   *arguments]
+                   *ignored, *arguments]
         if pool is not None:
             command = [str(BUILD_AUX / "with-pool.sh"), str(pool), *command]
         status, lines = run(command)
@@ -259,10 +269,15 @@ def run_suite(tree, arguments, pool):
 def count_suite(tally, name, patched, run_unpatched):
     """Count the results of the patched build.
 
-    run_unpatched(modules) gives those of the unpatched one.
+    run_unpatched(modules) gives those of the unpatched one; None: there are
+    none, and what fails, fails.
     """
     failed = sorted(patched.modules["failed"])
     tally.add(len(patched.modules["passed"]), 0, len(patched.modules["skipped"]))
+    if run_unpatched is None:
+        for module in failed:
+            tally.fail(f"{name}: {module}", sorted(patched.failures_of(module)))
+        return
     if not failed:
         return
     headline(f"{name}: the test files that failed, in the unpatched build")
@@ -309,6 +324,55 @@ def pools_to_test(tally):
            "tests run once instead of twice")
     tally.skipped += 1
     return [("the system's pool", None)]
+
+
+def further_releases():
+    """Pairs of a release and the SHA-256 of its source.
+
+    Those of the list but for the first, the pinned one.
+    """
+    table = (BUILD_AUX / "cpython-releases").read_text()
+    return re.findall(r"^(\d\S*)\s+(\S+)", table, re.MULTILINE)[1:]
+
+
+def run_release(tally, unpatched, release, checksum, pool):
+    """Lay the patch set on another release, build it and test that.
+
+    The build is kept, and done again as far as the patch set has changed.
+    What CPython's tests find is compared with the unpatched build of the pinned
+    release, which says as much of the machine.
+    """
+    name = f"CPython {release}"
+    headline(f"{name}: source, build")
+    status, lines = run([str(BUILD_AUX / "get-cpython.sh"), release])
+    if status:
+        notice(f"SKIPPED {release}: no source (SHA-256 {checksum}); "
+               "give --with-cpython=FILE")
+        tally.skipped += 1
+        return
+    source = TOP / "build" / lines[-1].strip()
+    patched = f"{source}-patched"
+    tree = TOP / "build" / f"hugepages-{release}"
+    for command in [
+        [str(BUILD_AUX / "patchset.sh"), "lay", str(source), patched],
+        [str(BUILD_AUX / "configure-cpython.sh"), patched, str(tree),
+         os.devnull, "--with-pymalloc-hugepages"],
+        ["make", f"-j{jobs()}", "-C", str(tree)],
+    ]:
+        status, lines = run(command)
+        if status:
+            tally.fail(f"{name}: {os.path.basename(command[0])}: "
+                       f"exit status {status}", lines[-EXCERPT_LINES:])
+            return
+
+    headline(f"{name}: our own tests")
+    # CPython as it was released does not have them: what fails is our fault.
+    count_suite(tally, f"{name}: our own tests",
+                run_suite(tree, OWN_MODULES, pool, own=True), None)
+    headline(f"{name}: CPython's tests")
+    count_suite(tally, f"{name}: CPython's tests",
+                run_suite(tree, RELEASE_MODULES, pool),
+                lambda modules: run_suite(unpatched, modules, pool))
 
 
 def run_all(tally, unpatched, hugepages):
@@ -367,9 +431,15 @@ def main():
               for module in OWN_MODULES),
             lambda: run_stress(tally, hugepages),
         ]
+        pools = pools_to_test(tally)
         steps += [
             lambda pool=pool: run_selected(tally, unpatched, hugepages, *pool)
-            for pool in pools_to_test(tally)
+            for pool in pools
+        ]
+        steps += [
+            lambda further=further: run_release(tally, unpatched, *further,
+                                                pools[0][1])
+            for further in further_releases()
         ]
     for step in steps:
         try:

@@ -1,8 +1,10 @@
 """What the tests of this tree share."""
 
+import functools
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tarfile
@@ -26,6 +28,40 @@ def source_of(tree):
     except FileNotFoundError:
         raise unittest.SkipTest(f"{tree} is not configured: run make test")
     return pathlib.Path(stamp.partition("\n")[0])
+
+
+@functools.cache
+def releases():
+    """The released sources by their release, the pinned one first.
+
+    All of build-aux/cpython-releases that can be got.
+    """
+    found = {}
+    table = (TOP / "build-aux/cpython-releases").read_text()
+    for release in re.findall(r"^\d\S*", table, re.MULTILINE):
+        process = subprocess.run(
+            [TOP / "build-aux/get-cpython.sh", release], text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE)
+        if process.returncode == 0:
+            found[release] = TOP / "build" / process.stdout.strip()
+        else:
+            # Not a skip, which would ask for something to be installed.
+            why = process.stderr.splitlines() or ["no message"]
+            print(f"NOTICE: not compared with CPython {release}: {why[-1]}")
+    if not found:
+        raise unittest.SkipTest("no release of CPython can be got")
+    return found
+
+
+def copy_for_patchset(source, directory):
+    """Copy what patchset.sh reads of a source tree."""
+    listed = subprocess.check_output([TOP / "build-aux/patchset.sh", "list"],
+                                     text=True)
+    for path in ["Include/patchlevel.h",
+                 *re.findall(r"^patch (\S+)", listed, re.MULTILINE)]:
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / path, directory / path)
 
 
 def write(path, text, mode=0o644):

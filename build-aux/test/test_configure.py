@@ -69,6 +69,18 @@ class ErrorTest(support.FakeTreeTestCase):
         self.check(parts=["check the network", self.archive.name,
                           "--with-cpython"])
 
+    def test_debian_has_gone_on(self):
+        self.archive.unlink()
+        support.write(self.programs / "apt-get", """\
+            #!/bin/sh
+            case "$*" in
+            indextargets*Label*) echo http://mirror.invalid/debian ;;
+            *source*) echo "a newer one" >fake_3.13.100.orig.tar.xz ;;
+            esac
+            """, mode=0o755)
+        self.check(parts=["Debian's trixie has 3.13.100 instead",
+                          self.archive.name, "--with-cpython=FILE"])
+
     def test_wrong_checksum_in_the_cache(self):
         self.archive.write_bytes(b"something else")
         self.check(parts=["wrong SHA-256", self.archive.name])
@@ -90,6 +102,19 @@ class ErrorTest(support.FakeTreeTestCase):
             output = self.configure(status=1)
             self.assert_one_error(output, "does not fit", "Objects/obmalloc.c",
                                   self.release)
+            self.assertEqual(list(self.tree.glob("build/*patched*")), [])
+            self.assertFalse((self.tree / "Makefile").exists())
+
+    def test_patch_fits_two_places(self):
+        source = self.source / "Objects/obmalloc.c"
+        source.write_text(source.read_text() * 2)
+        self.make_archive(self.source, self.archive)
+        self.know(self.release, self.archive)
+        for _ in range(2):
+            output = self.configure(status=1)
+            self.assert_one_error(
+                output, "hunk 1 of Objects/obmalloc.c.patch fits 2 places",
+                "nothing was changed")
             self.assertEqual(list(self.tree.glob("build/*patched*")), [])
             self.assertFalse((self.tree / "Makefile").exists())
 
@@ -142,7 +167,7 @@ class SourceTest(support.FakeTreeTestCase):
             echo "$@" >>{self.directory}/apt-get-calls
             case "$*" in
             indextargets*Label*) echo http://mirror.invalid/debian ;;
-            *source*) cp {moved} fake_1.orig.tar.xz ;;
+            *source*) cp {moved} fake_{self.release}.orig.tar.xz ;;
             esac
             """, mode=0o755)
         self.configure()

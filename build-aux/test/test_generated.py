@@ -40,28 +40,38 @@ class ConfigureTest(support.TemporaryDirectoryTestCase):
 
     def test_cpythons(self):
         """configure.patch is what configure.ac.patch does to configure."""
-        sources = {"pristine": support.source_of(support.UNPATCHED),
-                   "patched": support.source_of(support.HUGEPAGES)}
-        if not self.has_autoconf_of(sources["pristine"] / "configure"):
-            return
+        for source in dict.fromkeys([support.source_of(support.UNPATCHED),
+                                     *support.releases().values()]):
+            with self.subTest(source.name):
+                if self.has_autoconf_of(source / "configure"):
+                    self.check_source(source, self.directory / source.name)
+
+    def check_source(self, source, directory):
+        committed = {name: directory / name for name in ("pristine", "patched")}
+        for tree in committed.values():
+            support.copy_for_patchset(source, tree)
+        self.run_command(TOP / "build-aux/patchset.sh", "apply",
+                         committed["patched"])
         # Regenerated, both differ from what is committed where this system's
         # pkg-config has other macros; but not in the same places as ours.
-        for name, source in sources.items():
-            directory = self.directory / name
-            directory.mkdir()
-            for file in ("configure.ac", "aclocal.m4", "pyconfig.h.in",
-                         "config.guess", "config.sub", "install-sh"):
-                shutil.copy2(source / file, directory)
-            self.run_command("autoreconf", "--force", "--install", cwd=directory)
+        regenerated = {name: directory / f"{name}-regenerated"
+                       for name in committed}
+        for name, tree in regenerated.items():
+            tree.mkdir()
+            for file in "configure.ac", "pyconfig.h.in":
+                shutil.copy2(committed[name] / file, tree)
+            for file in "aclocal.m4", "config.guess", "config.sub", "install-sh":
+                shutil.copy2(source / file, tree)
+            self.run_command("autoreconf", "--force", "--install", cwd=tree)
         for file in "configure", "pyconfig.h.in":
             with self.subTest(file):
-                regenerated = self.changed_lines(
-                    *(self.directory / name / file for name in sources))
-                self.assertTrue(regenerated)
+                changed = self.changed_lines(
+                    *(tree / file for tree in regenerated.values()))
+                self.assertTrue(changed)
                 self.assertEqual(
-                    regenerated,
-                    self.changed_lines(*(source / file
-                                         for source in sources.values())))
+                    changed,
+                    self.changed_lines(*(tree / file
+                                         for tree in committed.values())))
 
 
 class ScriptsTest(unittest.TestCase):

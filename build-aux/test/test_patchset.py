@@ -17,33 +17,101 @@ def listed():
     return [line.split() for line in output.splitlines()]
 
 
+def patches():
+    """Pairs of a file that the patch set changes and its patch."""
+    return [(path, *file) for kind, path, *file in listed() if kind == "patch"]
+
+
+class Hunk:
+    """A part of a patch: its number, its lines and what they say.
+
+    old and new are the lines that it takes away and puts in their place,
+    context those before and after what changes.  All are bytes: some of
+    CPython's files for Windows have CRLF.
+    """
+
+    def __init__(self, number, lines):
+        self.number = number
+        self.lines = lines
+        self.old = [line[1:] for line in lines if line[:1] in (b" ", b"-")]
+        self.new = [line[1:] for line in lines if line[:1] in (b" ", b"+")]
+        changes = [number for number, line in enumerate(lines)
+                   if line[:1] != b" "]
+        self.context = changes[0], len(lines) - 1 - changes[-1]
+
+
+def hunks_of(file):
+    """The hunks of a patch file."""
+    parts = re.split(rb"(?m)^@@ .*\n", (TOP / file).read_bytes())[1:]
+    return [Hunk(number, part.split(b"\n")[:-1])
+            for number, part in enumerate(parts, 1)]
+
+
+def places(lines, text):
+    """How often the lines stand in the text, which is a list of lines."""
+    return sum(text[start:start + len(lines)] == lines
+               for start, line in enumerate(text) if line == lines[0])
+
+
 class PatchesTest(unittest.TestCase):
     """The form of the *.patch files."""
 
     def test_form(self):
-        patches = [(path, file) for kind, path, *file in listed()
-                   if kind == "patch"]
-        self.assertTrue(patches)
-        for path, [file] in patches:
+        self.assertTrue(patches())
+        for path, file in patches():
             with self.subTest(file):
-                # Some of CPython's files for Windows have CRLF.
                 lines = (TOP / file).read_bytes().decode().split("\n")
                 self.assertEqual(lines[0], f"--- a/{path}")
                 self.assertEqual(lines[1], f"+++ b/{path}")
-                context = 0
                 for number, line in enumerate(lines[2:-1], 3):
-                    if line.startswith(" "):
-                        context += 1
-                        self.assertLessEqual(
-                            context, 1, f"line {number}: more than one line "
-                            "of context")
-                    elif line.startswith("@@"):
-                        context = 0
+                    if line.startswith("@@"):
                         self.assertRegex(
                             line, r"^@@ -\d+(,\d+)? \+\d+(,\d+)? @@$")
                     else:
-                        context = 0
-                        self.assertRegex(line, r"^[-+\\]", f"line {number}")
+                        self.assertRegex(line, r"^[-+ \\]", f"line {number}")
+                for hunk in hunks_of(file):
+                    # For git apply, a hunk with no line before or after what
+                    # changes is one of the file's begin or end.
+                    self.assertGreaterEqual(min(hunk.context), 1,
+                                            f"hunk {hunk.number}")
+
+    def each_hunk(self):
+        """Yield each patch file with each of its hunks, and for each release
+        the lines of the file that it changes.
+        """
+        for path, file in patches():
+            texts = {release: (source / path).read_bytes().split(b"\n")
+                     for release, source in support.releases().items()}
+            for hunk in hunks_of(file):
+                yield file, hunk, texts
+
+    def test_each_hunk_has_one_place(self):
+        for file, hunk, texts in self.each_hunk():
+            with self.subTest(file, hunk=hunk.number):
+                self.assertEqual({release: places(hunk.old, text)
+                                  for release, text in texts.items()},
+                                 dict.fromkeys(texts, 1),
+                                 "its places in each release: it needs another "
+                                 "context, or more")
+
+    def test_no_hunk_has_more_context_than_it_needs(self):
+        """What it does not carry cannot keep it from fitting a release."""
+        table = (TOP / "build-aux/cpython-releases").read_text()
+        if len(support.releases()) < len(re.findall("(?m)^[0-9]", table)):
+            print("NOTICE: not tested whether hunks have too much context: one "
+                  "may need it for a release that is not here")
+            return
+        for file, hunk, texts in self.each_hunk():
+            before, after = hunk.context
+            for end, count, less in [("first", before, hunk.old[1:]),
+                                     ("last", after, hunk.old[:-1])]:
+                # One line at each end is the least: see test_form.
+                if count > 1:
+                    with self.subTest(file, hunk=hunk.number, line=end):
+                        self.assertTrue(
+                            any(places(less, text) > 1
+                                for text in texts.values()),
+                            "without that line it has one place, too")
 
     def test_every_patch_has_its_place(self):
         """Nothing in CPython's folders is overlooked."""
@@ -59,12 +127,13 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
 
     def setUp(self):
         super().setUp()
-        pristine = support.source_of(support.UNPATCHED)
         self.source = self.directory / "source"
-        for path in ["Include/patchlevel.h",
-                     *(path for kind, path, *_ in listed() if kind == "patch")]:
-            (self.source / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(pristine / path, self.source / path)
+        self.take(support.source_of(support.UNPATCHED))
+
+    def take(self, pristine):
+        """Let self.source be what the patch set needs of a source tree."""
+        shutil.rmtree(self.source, ignore_errors=True)
+        support.copy_for_patchset(pristine, self.source)
         self.before = support.contents(self.source)
 
     def patchset(self, *arguments, status=0):
@@ -81,6 +150,12 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
                          {path for kind, path, *_ in listed() if kind == "new"})
 
     def test_there_and_back(self):
+        for release, pristine in support.releases().items():
+            with self.subTest(release):
+                self.take(pristine)
+                self.check_there_and_back()
+
+    def check_there_and_back(self):
         self.patchset("apply", self.source)
         self.check_applied()
         applied = support.contents(self.source)
@@ -91,6 +166,65 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
         self.assertEqual(support.contents(self.source), self.before)
         self.assertIn("not applied", self.patchset("unapply", self.source))
         self.assertEqual(support.contents(self.source), self.before)
+
+    def test_same_functions_in_each_release(self):
+        """A hunk that fits may still have landed in another function."""
+        attributes = self.directory / "attributes"
+        attributes.write_text("*.[ch] diff=cpp\n*.py diff=python\n")
+        changes = {}
+        for release, pristine in support.releases().items():
+            self.take(pristine)
+            patched = self.directory / "patched"
+            shutil.rmtree(patched, ignore_errors=True)
+            self.patchset("lay", self.source, patched)
+            changes[release] = []
+            for path, file in patches():
+                # It names the function of each change, after its place.
+                difference = self.run_command(
+                    "git", "-c", f"core.attributesFile={attributes}", "diff",
+                    "--no-index", "-U0", self.source / path, patched / path,
+                    status=1).splitlines()
+                hunks = [re.sub(r"^@@ \S+ \S+ @@", "@@", line)
+                         for line in difference[4:]]
+                if path.startswith("Doc/"):
+                    # What is named there is the last line of text that is not
+                    # indented, whichever that is.
+                    hunks = [line for line in hunks if line[:2] != "@@"]
+                changes[release] += [path, *hunks]
+        first, *others = changes.values()
+        self.assertIn("@@ class InitConfigTests(EmbeddingTestsMixin, "
+                      "unittest.TestCase):", first)
+        for other in others:
+            self.assertEqual(other, first)
+
+    def check_refused(self, command, *trees, parts):
+        before = support.contents(self.directory)
+        output = self.patchset(command, *trees, status=1)
+        self.assert_one_error(output, "nothing was changed", *parts)
+        self.assertEqual(len(output.splitlines()), 1, output)
+        self.assertEqual(support.contents(self.directory), before)
+
+    def test_second_place(self):
+        """Git would take one of them without a word."""
+        # Of lay and unapply a sample: each call takes a while.
+        for command, some in [("apply", patches()), ("lay", patches()[::6]),
+                              ("unapply", patches()[::6])]:
+            for path, file in some:
+                hunk = hunks_of(file)[-1]
+                lines = hunk.old
+                if command == "unapply":
+                    self.patchset("apply", self.source)
+                    lines = hunk.new
+                with self.subTest(command, file=file):
+                    original = (self.source / path).read_bytes()
+                    (self.source / path).write_bytes(
+                        original + b"\n" + b"\n".join(lines) + b"\n")
+                    to = [self.directory / "patched"] if command == "lay" else []
+                    self.check_refused(
+                        command, self.source, *to,
+                        parts=[f"hunk {hunk.number} of {file} fits 2 places "
+                               f"of {path}"])
+                    (self.source / path).write_bytes(original)
 
     def test_inside_another_repository(self):
         # git apply leaves out files that do not belong to the repository that
