@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """Measure what a fork costs, by the number of arenas and what they sit on.
 
-After a fork() the child makes the arenas that are on explicit huge pages its
-own, and the parent waits for it.  For each count of arenas, and each of
+Before a fork() a process with one thread moves its arenas from explicit huge
+pages to transparent ones; one with more threads copies them for the child.
+For each count of arenas, and each of
 
-  off     plain pages
-  thp     transparent huge pages
-  on      explicit huge pages, and as many again for the child
-  on-dry  explicit huge pages, and none for the child
+  off        plain pages
+  thp        transparent huge pages
+  on         explicit huge pages
+  on-thread  explicit huge pages, and a thread that does nothing
 
-a process fills the arenas and forks.  Reported are the time that os.fork()
-takes in the parent, and the time from there until a child that writes to every
-object has done so and is gone, as medians with lower and upper quartile.
+a process fills the arenas and forks several times.  Reported are the time that
+the first os.fork() takes, the time that the others take, and the time from
+there until a child that writes to every object has done so and is gone, as
+medians with lower and upper quartile.
 Needs Linux, Python 3.9 or later, and root's rights to change the pool.
 """
 
@@ -26,12 +28,14 @@ import sys
 from benchlib import BenchError, memory
 
 
-KINDS = ("off", "thp", "on", "on-dry")
+KINDS = ("off", "thp", "on", "on-thread")
 
 # Objects of 448 bytes with their header: 36 in a pool of 16 KiB, 128 pools in
 # an arena.  Changing an object's count of references writes to it.
 CHILD = """
-import json, os, sys, time
+import json, os, sys, threading, time
+if sys.argv[3] == "thread":
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
 objects = [bytes(400) for _ in range(int(sys.argv[1]) * 128 * 36)]
 with open("/proc/self/status") as file:
     pages = sum(int(line.split()[1]) // 2048 for line in file
@@ -57,10 +61,12 @@ def run(python, kind, arenas, forks):
     """Return the pages that the process had, and pairs of seconds."""
     env = {name: value for name, value in os.environ.items()
            if not name.startswith("PYTHON")}
-    env["PYTHON_PYMALLOC_HUGEPAGES"] = kind.partition("-")[0]
+    switch, _, thread = kind.partition("-")
+    env["PYTHON_PYMALLOC_HUGEPAGES"] = switch
     try:
-        result = subprocess.run([python, "-c", CHILD, str(arenas), str(forks)],
-                                env=env, capture_output=True, text=True)
+        result = subprocess.run(
+            [python, "-W", "ignore", "-c", CHILD, str(arenas), str(forks),
+             thread], env=env, capture_output=True, text=True)
     except OSError as exc:
         raise BenchError(f"cannot run {python}: {exc.strerror}")
     if result.returncode != 0:
@@ -70,16 +76,6 @@ def run(python, kind, arenas, forks):
     return json.loads(result.stdout)
 
 
-def pool_for(kind, arenas, own_pages):
-    """The pages that the pool is to have.  own_pages is how many the process
-    takes if there are enough."""
-    if kind == "on":
-        return 2 * own_pages + 2
-    if kind == "on-dry":
-        return own_pages
-    return 0
-
-
 def cell(seconds):
     """Median and quartiles in milliseconds."""
     low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
@@ -87,9 +83,10 @@ def cell(seconds):
 
 
 def measure(options):
-    """Return {(kind, arenas): ([seconds in fork], [seconds after it])}."""
+    """Return {(kind, arenas): ([seconds of the first fork of a process],
+    [seconds of the others], [seconds after those])}."""
     pairs = [(kind, arenas) for arenas in options.arenas for kind in KINDS]
-    results = {pair: ([], []) for pair in pairs}
+    results = {pair: ([], [], []) for pair in pairs}
     with memory.Pool() as pool:
         own_pages = {}
         for arenas in options.arenas:
@@ -102,15 +99,15 @@ def measure(options):
         for _ in range(options.runs):
             random.shuffle(pairs)
             for kind, arenas in pairs:
-                pages = pool_for(kind, arenas, own_pages[arenas])
+                pages = own_pages[arenas] if kind.startswith("on") else 0
                 pool.set_available(pages)
                 memory.warm(min(3 * arenas * 2 * memory.MIB + 64 * memory.MIB,
                                 memory.available_memory() // 2), pages)
                 forks = run(options.python, kind, arenas, options.forks)[1]
-                # The first one of a process pays for what is done once.
-                for times in forks[1:]:
-                    for values, value in zip(results[kind, arenas], times):
-                        values.append(value)
+                first, others, after = results[kind, arenas]
+                first.append(forks[0][0])
+                others += [in_fork for in_fork, _ in forks[1:]]
+                after += [then for _, then in forks[1:]]
     return results
 
 
@@ -124,10 +121,9 @@ def parse_arguments(args):
     parser.add_argument("--runs", type=int, default=5, metavar="N",
                         help="processes of each kind (default: 5)")
     parser.add_argument("--forks", type=int, default=6, metavar="N",
-                        help="forks of each process, of which the first is "
-                        "not counted (default: 6)")
+                        help="forks of each process (default: 6)")
     options = parser.parse_args(args)
-    for name, least in ("runs", 1), ("forks", 3):
+    for name, least in ("runs", 2), ("forks", 3):
         if getattr(options, name) < least:
             raise BenchError(f"--{name} must be {least} or more")
     if min(options.arenas) < 1:
@@ -143,11 +139,12 @@ def main(args=None):
     except BenchError as error:
         print(f"bench_fork.py: {error}", file=sys.stderr)
         return 2
-    for (kind, arenas), (in_fork, after) in sorted(
+    for (kind, arenas), (first, others, after) in sorted(
             results.items(), key=lambda item: (item[0][1],
                                                KINDS.index(item[0][0]))):
-        print(f"{arenas:5} arenas  {kind:6}  in os.fork(): {cell(in_fork):27}"
-              f"  then until the child is gone: {cell(after)}")
+        print(f"{arenas:5} arenas  {kind:9}  first os.fork(): {cell(first):27}"
+              f"  others: {cell(others):27}  then until the child is gone: "
+              f"{cell(after)}")
     return 0
 
 

@@ -6,8 +6,12 @@ Run it with an interpreter built --with-pymalloc-hugepages, as root::
     ./python stress_fork.py --forks 1000
 
 A pool is set up, and before each fork a random part of it (none to all) is
-occupied, so that parent and child get huge pages for some arenas and not for
-others.  Threads allocate, free and write objects of many sizes meanwhile.
+occupied, so that the parent gets huge pages for some arenas and not for
+others.  A process that has forked asks for no more pages of the pool where
+there are transparent huge pages.  So half of the forks are those of many
+processes with the switch "on", the other half of one with the switch
+"hugetlb", which goes on taking pages of the pool.  Threads allocate, free and
+write objects of many sizes meanwhile.
 Each child verifies every object of its parent, writes to all of them,
 allocates more, frees some, sometimes starts threads or forks itself, verifies
 again, and leaves; the parent verifies its own after each.  The ways to fork
@@ -16,7 +20,7 @@ preexec_fn of subprocess, os.forkpty(), and fork() of the C library as an
 extension or an embedder calls it.
 
 No process may be ended by a signal, no byte may be wrong, and at the end no
-page of the pool may be lost, nor may the process have more file descriptors or
+page of the pool may be lost, nor may a process have more file descriptors or
 address space than after its first forks.  The last line is "N forks, N passed,
 N failed"; exit status 0 if all is well, 1 if not, 2 if nothing was tested.
 
@@ -35,6 +39,7 @@ import mmap
 import multiprocessing
 import os
 import random
+import re
 import signal
 import statistics
 import subprocess
@@ -62,6 +67,10 @@ OBJECTS = 1500
 GROUPS = 6
 GROUP_OBJECTS = 36 * 128
 GROUP_SIZE = 400
+
+# Forks of each process with the switch "on".  At its first, its arenas are on
+# the pool; then fewer and fewer.
+FEW_FORKS = 15
 
 # How long a thread keeps the GIL from others: short, for many to be in the
 # middle of something when one forks.
@@ -120,7 +129,7 @@ class Store:
         self.lock = threading.Lock()
 
     def content(self, version, size):
-        start = version * 37 % (len(self.source) - 512)
+        start = version * 37 % (len(self.source) - 1024)
         return version.to_bytes(8, "little") + self.source[start:start+size-8]
 
     def next_version(self):
@@ -128,7 +137,7 @@ class Store:
         return self.version
 
     def append(self):
-        size = self.random.randrange(16, 500)
+        size = self.random.randrange(16, 1000)
         version = self.next_version()
         self.entries.append((bytearray(self.content(version, size)), version))
 
@@ -602,7 +611,7 @@ class Stress:
                               "PYTHON_PYMALLOC_HUGEPAGES?")
         for number in range(1, self.forks + 1):
             # What is done once has been done by then.
-            if number == self.forks // 10 + 2:
+            if number == self.forks // 10 + 2 and self.forks > FEW_FORKS:
                 before = self.measure()
                 self.start_workers()
             error = self.fork(number)
@@ -658,6 +667,9 @@ def parse_arguments():
                         help="huge pages to have in the pool (default: 64)")
     parser.add_argument("--seed", type=int, default=None, metavar="N",
                         help="(default: a random one, which is printed)")
+    parser.add_argument("--switch", choices=["on", "hugetlb"],
+                        help="let one process do all forks, with the switch "
+                        "that it was started with, which must be this one")
     options = parser.parse_args()
     for name in "forks", "pool":
         if getattr(options, name) < 1:
@@ -665,6 +677,56 @@ def parse_arguments():
     if options.seed is None:
         options.seed = random.SystemRandom().randrange(1_000_000)
     return options
+
+
+def parts(options):
+    """(switch, forks, seed) of the processes that share the work."""
+    left = options.forks // 2
+    yield "hugetlb", options.forks - left, options.seed
+    while left > 0:
+        forks = min(left, FEW_FORKS)
+        yield "on", forks, options.seed + left
+        left -= forks
+
+
+def run_part(options, switch, forks, seed):
+    """Run a process that forks so often.  Return how many forks have passed,
+    and whether all else was well."""
+    command = [sys.executable, "-X", f"pymalloc_hugepages={switch}", __file__,
+               "--switch", switch, "--forks", str(forks), "--seed", str(seed),
+               "--pool", str(options.pool)]
+    passed = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE,
+                          text=True) as process:
+        try:
+            for line in process.stdout:
+                match = re.fullmatch(
+                    r"\d+ forks, (\d+) passed, \d+ failed\n", line)
+                if match is None:
+                    print(line, end="", flush=True)
+                else:
+                    passed = int(match[1])
+        except BaseException:
+            process.terminate()
+            raise
+    if process.returncode == 2:
+        raise StressError("nothing can be tested, see above")
+    if process.returncode not in (0, 1):
+        print(f"FAILED: the process with {switch} and seed {seed} ended with "
+              f"status {process.returncode}", flush=True)
+    return passed, process.returncode == 0
+
+
+def run_parts(options):
+    """Return the exit status."""
+    passed, is_well = 0, True
+    for part in parts(options):
+        more, is_part_well = run_part(options, *part)
+        passed += more
+        is_well = is_well and is_part_well
+    print(f"{options.forks} forks, {passed} passed, {options.forks - passed} "
+          "failed")
+    return 0 if is_well and passed == options.forks else 1
 
 
 def main():
@@ -684,8 +746,11 @@ def main():
         # Leave as after an exception, with the pool put back.
         signal.signal(signal.SIGTERM, lambda *args: sys.exit(1))
         with pool_of(options.pool):
-            print(f"{options.forks} forks with seed {options.seed} and a pool "
-                  f"of {options.pool} huge pages", flush=True)
+            if options.switch is None:
+                return run_parts(options)
+            print(f"{options.forks} forks with seed {options.seed}, the "
+                  f"switch {options.switch} and a pool of {options.pool} huge "
+                  "pages", flush=True)
             return Stress(options).run()
     except StressError as error:
         print(f"stress_fork.py: {error}", file=sys.stderr)

@@ -29,12 +29,15 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 
 import bench_driver
+import bench_malloc
 import bench_obmalloc
 import bench_programs
 import bench_scale
 import bench_small
-from benchlib import BenchError, measure, memory, perf, profile, plot, report
+from benchlib import (
+    BenchError, measure, memory, page, perf, profile, plot, report)
 from benchlib.progress import Progress
+from hugepageslib import malloc
 
 
 SCRIPT = os.path.join(HERE, "bench_obmalloc.py")
@@ -390,6 +393,33 @@ class ConfigurationTests(unittest.TestCase):
                 self.assertEqual(measure.parse_configuration(text),
                                  measure.Configuration(*expected))
 
+    def test_malloc(self):
+        # As in Makefile.in.
+        found = measure.parse_configuration(
+            f"thp+malloc={sys.executable},switch=thp,pool=empty,"
+            f"env=GLIBC_TUNABLES={malloc.as_text()}")
+        self.assertEqual(found, measure.Configuration(
+            "thp+malloc", sys.executable, "thp", "empty",
+            (("GLIBC_TUNABLES", malloc.as_text()),)))
+        self.assertEqual(found.environment()["GLIBC_TUNABLES"],
+                         malloc.as_text())
+        # The variable is no reason to let the environment decide on Python.
+        self.assertIn("-I", found.command("startup"))
+
+    def test_makefile_and_pages_have_the_recipe(self):
+        makefile = os.path.join(HERE, "..", "..", "Makefile.in")
+        for name, start in (("malloc.rst", ""),
+                            ("containers.rst", "Environment=")):
+            with open(os.path.join(HERE, name)) as file:
+                self.assertIn(f"    {start}GLIBC_TUNABLES={malloc.as_text()}\n",
+                              file.read())
+        with open(os.path.join(HERE, "hugepages.1")) as file:
+            self.assertIn(malloc.as_text(), file.read())
+        if not os.path.exists(makefile):
+            self.skipTest("needs the tree of the patch set")
+        with open(makefile) as file:
+            self.assertIn(f"\nMALLOC = {malloc.as_text()}\n", file.read())
+
     def test_bad(self):
         path = sys.executable
         for text in (path, f"={path}", f"a b={path}", "a=", "a=/nonexistent",
@@ -535,6 +565,92 @@ class PoolTests(ScratchDirectory):
         self.assertEqual(total(), before)
 
 
+class CurrentMemoryTests(unittest.TestCase):
+    def test_of_a_process_that_shares_its_memory(self):
+        ballast = b"x" * (50 * memory.MIB)
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(write_end)
+            os.read(read_end, 1)
+            os._exit(0)
+        try:
+            for each in os.getpid(), pid:
+                found = memory.current_memory(each)
+                self.assertGreater(found["rss"], len(ballast))
+                self.assertLess(found["pss"], found["rss"] - len(ballast) // 3)
+                self.assertGreaterEqual(found["peak"], len(ballast))
+        finally:
+            os.close(write_end)
+            os.close(read_end)
+            os.waitpid(pid, 0)
+        with self.assertRaises(OSError):
+            memory.current_memory(pid)
+
+
+class MallocCostTests(unittest.TestCase):
+    """bench_malloc.py."""
+
+    def main(self, *args):
+        with contextlib.redirect_stdout(io.StringIO()) as out, \
+                contextlib.redirect_stderr(io.StringIO()) as err:
+            status = bench_malloc.main(args)
+        return status, out.getvalue(), err.getvalue()
+
+    def test_environments(self):
+        with mock.patch.dict(os.environ, PYTHONMALLOC="debug", OTHER="1",
+                             GLIBC_TUNABLES="a=1", MALLOC_TRIM_THRESHOLD_="1"):
+            plain, recipe = bench_malloc.environments("thp", "b=2:c=3")
+        self.assertEqual(plain["OTHER"], "1")
+        self.assertEqual(plain["PYTHON_PYMALLOC_HUGEPAGES"], "thp")
+        self.assertFalse({"PYTHONMALLOC", "GLIBC_TUNABLES",
+                          "MALLOC_TRIM_THRESHOLD_"} & set(plain))
+        self.assertEqual(recipe, {**plain, "GLIBC_TUNABLES": "b=2:c=3"})
+
+    def test_table(self):
+        def run_program(python, program, env):
+            size = 3 if "GLIBC_TUNABLES" in env else 1
+            return {"rss": size * memory.MIB, "pss": 10 * size * memory.MIB,
+                    "peak": 100 * size * memory.MIB}
+        with mock.patch.object(bench_malloc, "run", run_program), \
+                mock.patch.object(malloc, "glibc_version",
+                                  return_value=(2, 36)):
+            status, out, err = self.main("python", "--runs", "2")
+        self.assertEqual((status, err), (0, ""))
+        self.assertEqual([line.split()[-2:] for line in out.splitlines()[1:]],
+                         [["100.0", "300.0"], ["1.0", "3.0"], ["1.0", "3.0"],
+                          ["100.0", "300.0"], ["1.0", "3.0"],
+                          ["10.0", "30.0"]])
+
+    def test_programs(self):
+        # Smaller ones of the same kind.
+        for name, program in bench_malloc.PROGRAMS.items():
+            for large in "build(200", "build(100":
+                program = program.replace(large, "build(4")
+            program = program.replace("build(8", "build(1")
+            found = bench_malloc.run(sys.executable, program,
+                                     dict(os.environ))
+            self.assertGreater(found["rss"], memory.MIB, name)
+            self.assertGreaterEqual(found["peak"], found["rss"], name)
+
+    def test_failures(self):
+        for args, pattern in (
+                (["/no/such/python"], "cannot run '/no/such/python'"),
+                (["false"], "'false' failed"),
+                (["python", "--runs", "0"], "--runs must be 1 or more")):
+            with mock.patch.object(malloc, "glibc_version",
+                                   return_value=(2, 36)):
+                status, out, err = self.main(*args)
+            self.assertEqual((status, out), (2, ""))
+            self.assertRegex(err, rf"\Abench_malloc\.py: {pattern}.*\n\Z")
+        for version in None, (2, 25):
+            with mock.patch.object(malloc, "glibc_version",
+                                   return_value=version):
+                status, out, err = self.main(sys.executable)
+            self.assertEqual((status, out), (2, ""))
+            self.assertRegex(err, r"\Abench_malloc\.py: .*glibc 2\.26 .*\n\Z")
+
+
 class PeakMemoryTests(unittest.TestCase):
     def test_sees_the_peak_of_the_command_alone(self):
         command = [sys.executable, "-c",
@@ -673,6 +789,23 @@ class ReportTests(ScratchDirectory):
         self.assertIn("first 5.0 ms (5.0-5.0) 10.0 ms (10.0-10.0) +100.0%",
                       lines)
         self.assertFalse([line for line in lines if "Not counted" in line])
+
+    def test_label_with_a_plus(self):
+        results = json.loads(json.dumps(fake_results()).replace(
+            '"huge"', '"thp+malloc"'))
+        results["configurations"][1]["variables"] = [
+            ["GLIBC_TUNABLES", malloc.as_text()]]
+        header = ["Workload", "base", "thp+malloc", "change"]
+        self.assertEqual(self.table(results, "Wall clock")[0], header)
+        for style in report.FORMATS:
+            text = report.render(results, style)
+            self.assertIn("GLIBC_TUNABLES=" + malloc.as_text(), text)
+            self.assertRegex(text, r"thp\+malloc +\|? *change")
+        self.assertIn("title 'thp+malloc'", plot.script(results, "x.svg"))
+        with mock.patch.object(plot, "draw", side_effect=(
+                lambda results, path, events: open(path, "w").close())):
+            self.assertIn("<th scope=\"col\">thp+malloc</th>",
+                          page.render(results))
 
     def test_variables(self):
         results = fake_results()

@@ -124,7 +124,10 @@ def thp_mode(mode):
 
 
 def read_pool(name):
-    return int(read_or_skip(f'{HUGETLB_DIR}/{name}'))
+    count = int(read_or_skip(f'{HUGETLB_DIR}/{name}'))
+    # Linux counts a page as reserved once too few for as long as a forked
+    # process shares it that its parent has unmapped.
+    return count - 2**64 if count >= 2**63 else count
 
 
 def available_pages():

@@ -161,6 +161,20 @@ def available_memory():
     return _read_kib("/proc/meminfo", ["MemAvailable"])["MemAvailable"]
 
 
+def current_memory(pid):
+    """What a process has in memory now, in bytes, as a dict:
+
+        rss         resident, pages of files included; no hugetlb pages
+        pss         the same, but of a page that N processes share an Nth
+        peak        the highest rss so far
+
+    Raise OSError if there is no such process.
+    """
+    now = _read_kib(f"/proc/{pid}/smaps_rollup", ["Rss", "Pss"])
+    status = _read_kib(f"/proc/{pid}/status", ["VmHWM"])
+    return {"rss": now["Rss"], "pss": now["Pss"], "peak": status["VmHWM"]}
+
+
 def peak_memory(command, env):
     """Run command and return its peak memory, in bytes, as a dict:
 

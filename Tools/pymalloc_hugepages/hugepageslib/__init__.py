@@ -1,8 +1,9 @@
 """The parts of hugepages.py, the command that is in the folder above.
 
 system.py and windows.py find out what the system offers, verdict.py decides
-what that means for arenas, process.py looks at a running process; the other
-modules are the commands.
+what that means for arenas, process.py looks at a running process, malloc.py
+has the C library's settings for large buffers; the other modules are the
+commands.
 """
 
 

@@ -24,6 +24,7 @@ examples:
   sudo hugepages.py reserve 128 --persist and at each boot
   hugepages.py reserve --dry-run --for python app.py
   hugepages.py run -- python app.py       run it, then one line of figures
+  hugepages.py run --malloc -- python server.py
 
 exit status:
   0    what was asked for holds: an interpreter started now would get huge
@@ -46,8 +47,11 @@ now, from /proc/PID/smaps."""
 
 RUN = """\
 Run a command with the switch set.  At its end print one line: the peak number
-of arenas on each kind of page, the peak size of large blocks, page faults,
-wall time.
+of arenas on each kind of page, page faults, wall time.
+
+With --malloc, set the C library's own tunables for buffers above pymalloc's
+limit as well, and print one line that says which.  It needs glibc 2.26.
+malloc.rst tells what they do and what they cost.
 
 The numbers of arenas are the interpreters' own.  Those of a process that wrote
 none (it ran with -E or -I, or ended by os._exit(), exec() or a signal) are
@@ -56,8 +60,8 @@ sampled from outside, as the line then says."""
 RESERVE = """\
 Have N huge pages of 2 MiB in the kernel's pool, those in use included; or,
 with --for, as many free ones as a command needs, which is found out by running
-it (its first arenas and its large blocks need none).  A pool that is larger is
-left alone.  Needs root."""
+it (its first arenas need none).  A pool that is larger is left alone.  Needs
+root."""
 
 
 class Parser(argparse.ArgumentParser):

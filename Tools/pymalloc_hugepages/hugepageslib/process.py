@@ -7,11 +7,12 @@ it, and that
     is on 2 MiB pages of the pool                       hugetlb
     was advised to be on transparent huge pages         THP
 
-Adjacent arenas may be one mapping.  A large block (above 1 MiB; a list of a
-million items, say) is such a mapping, too: it counts as the arenas that it has
-room for.  An arena on plain pages looks like any other memory, so these are
-not counted, nor guessed; the first arenas of an interpreter are on plain pages
-until it needs more.
+The advice is taken back at a fork, so that the kernel leaves alone what the
+two processes share: what must not be put on huge pages counts as THP, too.
+
+Adjacent arenas may be one mapping.  An arena on plain pages looks like any
+other memory, so these are not counted, nor guessed; the first arenas of an
+interpreter are on plain pages until it needs more.
 
 Every function that reads /proc takes root, the directory that holds proc, so
 that recorded trees can be given.
@@ -33,6 +34,10 @@ from . import ToolError
 KIB = 1 << 10
 MIB = 1 << 20
 ARENA_SIZE = 2 * MIB
+
+# How many arenas of an interpreter are plain memory at first
+# (Objects/hugepages/pymalloc.c).
+FIRST = 2
 
 # A string that every interpreter built with the option contains (in its help
 # text) and no other does.
@@ -300,7 +305,7 @@ class Region:
                     and self.name in ("", "/anon_hugepage",
                                       "/anon_hugepage (deleted)")):
                 return "hugetlb"
-        elif "hg" in self.flags and not self.name:
+        elif not self.name and not {"hg", "nh"}.isdisjoint(self.flags):
             return "thp"
         return None
 
@@ -346,8 +351,7 @@ class Usage:
     # Arenas on the pool, and what of them has a page.
     hugetlb_size: int = 0
     hugetlb: int = 0
-    # Arenas and large blocks advised to be on THP, and what of them is on huge
-    # pages now.
+    # Arenas advised to be on THP, and what of them is on huge pages now.
     thp_size: int = 0
     thp: int = 0
     # On huge pages now, but not in mappings that can be arenas.
@@ -360,7 +364,6 @@ class Usage:
 
     @property
     def thp_arenas(self):
-        """Large blocks included."""
         return self.thp_size // ARENA_SIZE
 
     @property
@@ -534,8 +537,9 @@ def _advice(report):
         yield ("Transparent huge pages are disabled for it "
                "(PR_SET_THP_DISABLE).")
     if report.usage.hugetlb_size + report.usage.thp_size == 0:
-        yield ("A small program has none: its first arenas (8 MiB of small "
-               "objects) are on plain pages until it needs more.")
+        yield ("A small program has none: its first arenas "
+               f"({mib(FIRST * ARENA_SIZE)}) are on plain pages until it "
+               "needs more.")
     yield (f"`{own_command()} status` says what this system offers; "
            "-X pymalloc_hugepages=off, too, turns huge pages off.")
 
@@ -564,9 +568,7 @@ def as_lines(report):
         f"  hugetlb      {_arenas(usage.hugetlb_arenas)}, "
         f"{mib(usage.hugetlb_size)}",
         f"  THP          {_arenas(usage.thp_arenas)} advised, "
-        f"{mib(usage.thp_size)}; {mib(usage.thp)} of it on huge pages now",
-        "               large blocks (lists and buffers above 1 MiB) are "
-        "part of these"]
+        f"{mib(usage.thp_size)}; {mib(usage.thp)} of it on huge pages now"]
     if usage.percent is not None:
         lines.append(
             f"  huge pages   {usage.percent:.1f} % of these "

@@ -278,11 +278,10 @@ def count_needed(outcome):
     Of each process the highest number of arenas counts that could have been
     pages of the pool: those that were, and those that were on THP because the
     pool had none, or, where that cannot be had, on plain pages.  The first
-    arenas, which are plain memory before they are put on THP, and large blocks
-    never are.  It is exact for a process that wrote statistics and kept its
-    arenas, the sum of the peaks of the tiers, which is never too low, for one
-    whose arenas came and went, and sampled for the others, of which all on THP
-    counts.
+    arenas, which are plain memory before they are put on THP, never are.  It
+    is exact for a process that wrote statistics and kept its arenas, the sum
+    of the peaks of the tiers, which is never too low, for one whose arenas
+    came and went, and sampled for the others, of which all on THP counts.
 
     Which processes were there at the same time is sampled: the number is the
     highest sum over the processes of one look.  Of those that no look has met,
@@ -350,8 +349,7 @@ def _say_needed(measured):
     if measured["sampled_processes"]:
         yield (f"{measured['sampled_processes']:,} of its processes wrote no "
                "statistics and were sampled: their arenas on plain pages are "
-               "not counted, but their first arenas and large blocks on THP "
-               "are.")
+               "not counted, but their first arenas on THP are.")
 
 
 def _say_pool(pool):

@@ -1,9 +1,5 @@
 """`run`: run a command, and say at its end what its arenas got.
 
-Large blocks, which have mappings of their own, are counted by the arenas that
-would fit these; of a process that is looked at from outside they are part of
-those on THP.
-
 Numbers of arenas come from two sources.  Each process of an interpreter built
 with the option appends a line to the file that the environment variable
 PYTHON_PYMALLOC_HUGEPAGES_STATS names, when it finalizes: these are exact.  And
@@ -27,17 +23,16 @@ import threading
 import time
 import typing
 
-from . import ToolError, process
+from . import ToolError, malloc, process
 
 
 MODES = ("on", "thp", "hugetlb", "off")
 SWITCH = "PYTHON_PYMALLOC_HUGEPAGES"
 STATISTICS = "PYTHON_PYMALLOC_HUGEPAGES_STATS"
 TIERS = ("hugetlb", "thp", "plain")
-# What has a peak: arenas on each tier, and large blocks.
-KINDS = (*TIERS, "large")
 
-USAGE = ("hugepages.py run [-h] [--json] [--mode {on,thp,hugetlb,off}]\n"
+USAGE = ("hugepages.py run [-h] [--json] [--mode {on,thp,hugetlb,off}] "
+         "[--malloc]\n"
          "                        [--output FILE] [--] COMMAND [ARGUMENT ...]")
 
 # Options that take a value: cli.py must know where the command begins.
@@ -169,16 +164,11 @@ class Sampler:
 
 # The lines that the interpreters write.
 
-# How many arenas are plain memory at first (Objects/hugepages/arena.c): four
-# of pymalloc, one and eight of the two heaps of medium blocks.
-FIRST = 13
-
-
 @dataclasses.dataclass
 class Statistics:
     """What one process has written.  Numbers of arenas."""
 
-    # By kind.
+    # By tier.
     peak: typing.Dict[str, int]
     # The tier of those that the pool had no page for: THP, or plain pages
     # where that cannot be had.
@@ -191,16 +181,18 @@ def _count_first(entry):
     """The next tier, and how many arenas of it never asked the pool.
 
     Each arena that asked and was refused got a page of that tier.  Those
-    beyond the number of refusals had not asked; at one time a process has
-    FIRST of these at most.  Where arenas have come and gone, pages of the pool
-    may take the place of first arenas, so that all count as if they had asked.
+    beyond the number of refusals had not asked; at one time an interpreter has
+    process.FIRST of these at most.  Where arenas have come and gone, pages of
+    the pool may take the place of first arenas, so that all count as if they
+    had asked.  So do those that a process gets after a fork, which do not ask
+    either.
     """
     tier = "plain" if entry["thp"].get("unusable") else "thp"
     refused = sum(map(int, entry["hugetlb"].get("refused", {}).values()))
     ever = int(entry[tier]["ever"])
     if ever > int(entry[tier]["peak"]):
         return tier, 0
-    return tier, min(FIRST, max(0, ever - refused))
+    return tier, min(process.FIRST, max(0, ever - refused))
 
 
 def parse_statistics(text):
@@ -217,14 +209,12 @@ def parse_statistics(text):
             entry = json.loads(line)
             pid = int(entry["pid"])
             peaks = {tier: int(entry[tier]["peak"]) for tier in TIERS}
-            # Interpreters of before there were large blocks write nothing.
-            peaks["large"] = int(entry.get("large", {"peak": 0})["peak"])
             next_tier, never_asked = _count_first(entry)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
         old = found.setdefault(pid, Statistics(peaks))
-        for kind in KINDS:
-            old.peak[kind] = max(old.peak[kind], peaks[kind])
+        for tier in TIERS:
+            old.peak[tier] = max(old.peak[tier], peaks[tier])
         old.next_tier, old.never_asked = next_tier, never_asked
     return found
 
@@ -250,6 +240,8 @@ class Outcome:
     seen: typing.Dict[typing.Tuple[int, int], Seen]
     # Sets of keys of seen: which of them were there at the same time.
     together: typing.Set[typing.FrozenSet[typing.Tuple[int, int]]]
+    # What was set for malloc(), if anything.
+    malloc_settings: typing.Optional[malloc.Settings] = None
 
 
 def start_error(command, error):
@@ -297,13 +289,13 @@ def _wait(pid, signals):
                 os.kill(pid, info.si_signo)     # not sudo's, for example
 
 
-def execute(command, mode, stdout=None):
+def execute(command, mode, stdout=None, malloc_settings=None):
     """Run a command to its end.  Return Outcome.
 
     It inherits what this process has: standard streams, other descriptors,
-    environment, except for the switch and STATISTICS.  stdout is a descriptor
-    that it gets instead of its standard output.  Raise ToolError if it cannot
-    be started.
+    environment, except for the switch, STATISTICS and what malloc_settings, a
+    malloc.Settings, has.  stdout is a descriptor that it gets instead of its
+    standard output.  Raise ToolError if it cannot be started.
     """
     # A process in the background of a script is not to be stopped by Ctrl-C,
     # nor is one under nohup by SIGHUP: such signals stay ignored.
@@ -312,6 +304,7 @@ def execute(command, mode, stdout=None):
     # Where it is ignored, which is inherited, children cannot be waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signals.add(signal.SIGCHLD)
+    variables = malloc_settings.variables if malloc_settings else {}
     file_actions = []
     if stdout is not None:
         file_actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
@@ -331,7 +324,7 @@ def execute(command, mode, stdout=None):
             # Python ignores SIGPIPE and SIGXFSZ; programs do not expect that.
             pid = os.posix_spawnp(
                 command[0], command,
-                {**os.environ, SWITCH: mode, STATISTICS: path},
+                {**os.environ, **variables, SWITCH: mode, STATISTICS: path},
                 file_actions=file_actions, setsigmask=old_mask,
                 setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
         except OSError as error:
@@ -354,7 +347,7 @@ def execute(command, mode, stdout=None):
         command, mode, pid, status, wall, usage.ru_minflt, usage.ru_majflt,
         parse_statistics(text),
         {key: seen for key, seen in sampler.seen.items() if seen.patched},
-        sampler.together)
+        sampler.together, malloc_settings)
 
 
 # What is said of it.
@@ -362,27 +355,26 @@ def execute(command, mode, stdout=None):
 def processes(outcome):
     """A list of dicts, one for each process that was an interpreter with the
     option: pid, source ("statistics" or "sampled"), peak.  Where it is sampled
-    there is looks, too, and peak["plain"] and peak["large"] are None.  The
-    command itself is the first, if it is there."""
+    there is looks, too, and peak["plain"] is None.  The command itself is the
+    first, if it is there."""
     found = {pid: {"pid": pid, "source": "statistics", "peak": each.peak}
              for pid, each in outcome.statistics.items()}
     for seen in outcome.seen.values():
         found.setdefault(seen.pid, {
             "pid": seen.pid, "source": "sampled", "looks": seen.looks,
-            "peak": {"hugetlb": seen.hugetlb, "thp": seen.thp, "plain": None,
-                     "large": None}})
+            "peak": {"hugetlb": seen.hugetlb, "thp": seen.thp, "plain": None}})
     return sorted(found.values(),
                   key=lambda entry: (entry["pid"] != outcome.pid,
                                      entry["pid"]))
 
 
 def add_peaks(entries):
-    """{kind: sum of the peaks}; None if it is known of none."""
+    """{tier: sum of the peaks}; None if it is known of none."""
     total = {}
-    for kind in KINDS:
-        known = [entry["peak"][kind] for entry in entries
-                 if entry["peak"][kind] is not None]
-        total[kind] = sum(known) if known else None
+    for tier in TIERS:
+        known = [entry["peak"][tier] for entry in entries
+                 if entry["peak"][tier] is not None]
+        total[tier] = sum(known) if known else None
     return total
 
 
@@ -393,6 +385,8 @@ def as_dict(outcome):
     return {
         "command": outcome.command,
         "mode": outcome.mode,
+        "malloc": (outcome.malloc_settings
+                   and outcome.malloc_settings.as_dict()),
         "pid": outcome.pid,
         "status": outcome.status,
         "wall_seconds": round(outcome.wall, 6),
@@ -407,11 +401,8 @@ def as_dict(outcome):
 
 def _tiers(peaks):
     plain = "unknown" if peaks["plain"] is None else f"{peaks['plain']:,}"
-    large = ""
-    if peaks["large"]:
-        large = f", {process.mib(peaks['large'] * process.ARENA_SIZE)} large"
     return (f"{peaks['hugetlb']:,} hugetlb, {peaks['thp']:,} THP, "
-            f"{plain} plain{large}")
+            f"{plain} plain")
 
 
 def _plural(number, noun):
@@ -450,6 +441,9 @@ def as_line(outcome):
 def add_arguments(parser):
     parser.add_argument("--mode", choices=MODES, default="on",
                         help=f"value of {SWITCH} (default: on)")
+    parser.add_argument("--malloc", action="store_true",
+                        help="have malloc() use huge pages for large "
+                        "buffers, too, and say what is set (glibc 2.26)")
     parser.add_argument("--output", metavar="FILE",
                         help="write the line to FILE and not to stderr")
     parser.add_argument("command", nargs="*", metavar="COMMAND",
@@ -461,6 +455,9 @@ def main(options):
     if not options.command:
         raise ToolError("run: no command to run; give one: run -- COMMAND "
                         "[ARGUMENT ...]")
+    settings = None
+    if options.malloc:
+        settings = malloc.settings(os.environ, malloc.glibc_version())
     with contextlib.ExitStack() as stack:
         output = sys.stderr
         if options.output is not None:
@@ -472,10 +469,17 @@ def main(options):
             except OSError as error:
                 raise ToolError(f"cannot write {options.output!r}: "
                                 f"{error.strerror}") from None
-        outcome = execute(options.command, options.mode)
-        line = (json.dumps(as_dict(outcome)) if options.json
-                else f"hugepages.py: {as_line(outcome)}")
-        with contextlib.suppress(OSError):
-            # The command's status is what matters, whoever reads the line.
-            print(line, file=output)
+        if settings is not None and not options.json:
+            _say(f"hugepages.py: {settings.as_line()}", output)
+        outcome = execute(options.command, options.mode,
+                          malloc_settings=settings)
+        _say(json.dumps(as_dict(outcome)) if options.json
+             else f"hugepages.py: {as_line(outcome)}", output)
     return outcome.status
+
+
+def _say(line, output):
+    """Write a line.  The command's status is what matters, whoever reads it.
+    """
+    with contextlib.suppress(OSError):
+        print(line, file=output)

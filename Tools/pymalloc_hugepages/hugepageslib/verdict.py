@@ -4,7 +4,7 @@ The rules are those of the interpreter (Objects/hugepages/arena.c): an arena of
 2 MiB gets a page of the pool if the kernel has pages of that size, then
 transparent huge pages if theirs divide an arena and the process may have them,
 then plain pages.  The first arenas of a process are on plain pages until it
-needs more, then on transparent huge pages, as are large blocks.
+needs more, then on transparent huge pages.
 """
 
 import dataclasses
