@@ -59,7 +59,8 @@ typedef struct {
 /* The fork under way in this thread. */
 static _Py_thread_local struct {
     int has_blocked_signals;
-    /* Arenas that the child gets copies of; 0: nothing is to be done. */
+    /* How many arenas the child may get copies of; 0: nothing is to be done.
+       */
     size_t count;
     /* NULL if there is no memory for all of them. */
     hugepages_copy *copies;
@@ -216,9 +217,12 @@ hugepages_map_copy(void **copy)
     return result == HUGEPAGES_OK ? 0 : -1;
 }
 
-/* Copy hugepages_fork.count arenas on explicit pages, or none if memory does
-   not suffice.  Threads of other interpreters may map more now, which the
-   child does not use, or give some back. */
+/* Room for arenas that threads of other interpreters map while the others are
+   copied: these may come first, though the child does not use them. */
+#define HUGEPAGES_MORE_COPIES 64
+
+/* Copy the arenas on explicit pages, at most hugepages_fork.count, or none if
+   memory does not suffice. */
 static void
 hugepages_copy_explicit(void)
 {
@@ -269,8 +273,9 @@ hugepages_leave_explicit(void)
         }
     }
     hugepages_fork.kind = has_thp ? HUGEPAGES_THP : HUGEPAGES_PLAIN;
-    hugepages_fork.count = hugepages_count_explicit();
-    if (hugepages_fork.count > 0 && !is_lost) {
+    size_t count = hugepages_count_explicit();
+    hugepages_fork.count = count > 0 ? count + HUGEPAGES_MORE_COPIES : 0;
+    if (count > 0 && !is_lost) {
         (void)_Py_atomic_add_ssize(&hugepages_state.copying, 1);
         hugepages_copy_explicit();
         (void)_Py_atomic_add_ssize(&hugepages_state.copying, -1);
