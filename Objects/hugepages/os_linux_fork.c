@@ -15,10 +15,6 @@
 /* 0, or why fork() does not call fork.c: an error number. */
 static int hugepages_linux_fork_error = ENOSYS;
 
-/* As the program or the library is loaded, so that it comes before anything
-   that the program registers: handlers that come first before a fork run last,
-   and first after it. */
-__attribute__((constructor(101)))
 static void
 hugepages_linux_watch_fork(void)
 {
@@ -26,6 +22,12 @@ hugepages_linux_watch_fork(void)
         hugepages_before_fork, hugepages_after_fork_in_parent,
         hugepages_after_fork_in_child);
 }
+
+/* Called as the program or the library is loaded, before all constructors of
+   programs, whose priorities begin with 101: handlers that are registered
+   first run last before a fork, and first after it. */
+__attribute__((section(".init_array.00100"), used))
+static void (*hugepages_linux_at_load)(void) = hugepages_linux_watch_fork;
 
 static hugepages_result
 hugepages_os_enable_explicit(int *os_error)
