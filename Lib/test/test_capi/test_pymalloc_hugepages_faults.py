@@ -6,8 +6,8 @@ strace.  Whatever fails, the script must come to the right answer, or to a
 MemoryError, or, in the child of the fork, exit with one line of explanation.
 It must never be ended by a signal, nor lose a page of the pool.
 
-With the "cpu" resource each call of the script is made to fail in turn, else
-some of them.
+With the "cpu" resource ("python -m test -u cpu") each call of the script is
+made to fail in turn, which takes ten minutes, else some of them.
 """
 
 import collections
@@ -168,7 +168,7 @@ class FaultTests(HugePagesTestCase):
             count = self.calls(name, threads)
             self.assertGreater(count, 0)
             numbers = range(1, count + 1)
-            if not support.is_resource_enabled('cpu'):
+            if 'cpu' not in (support.use_resources or ()):
                 # The first and last calls, and some between.
                 step = max(1, count // 8)
                 numbers = sorted({*numbers[:3], *numbers[::step],
