@@ -221,8 +221,8 @@ hugepages_map_copy(void **copy)
    copied: these may come first, though the child does not use them. */
 #define HUGEPAGES_MORE_COPIES 64
 
-/* Copy the arenas on explicit pages, at most hugepages_fork.count, or none if
-   memory does not suffice. */
+/* Copy the arenas on explicit pages, or none if memory does not suffice, or if
+   there are more than hugepages_fork.count: then the child exits. */
 static void
 hugepages_copy_explicit(void)
 {
@@ -237,15 +237,15 @@ hugepages_copy_explicit(void)
         return;
     }
     hugepages_fork.copies = (hugepages_copy *)memory;
-    while (copied < hugepages_fork.count
-           && (entry = hugepages_next_entry(&cursor)) != NULL)
-    {
+    while ((entry = hugepages_next_entry(&cursor)) != NULL) {
         uintptr_t value = _Py_atomic_load_uintptr(entry);
-        hugepages_copy *copy = &hugepages_fork.copies[copied];
         if (!(value & HUGEPAGES_IS_EXPLICIT)) {
             continue;
         }
-        if (hugepages_map_copy(&copy->copy) < 0) {
+        hugepages_copy *copy = &hugepages_fork.copies[copied];
+        if (copied == hugepages_fork.count
+            || hugepages_map_copy(&copy->copy) < 0)
+        {
             size_t count = hugepages_fork.count;
             hugepages_unmap_copies();
             hugepages_fork.count = count;
