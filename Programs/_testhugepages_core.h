@@ -47,6 +47,7 @@ typedef struct {
 #  include "../Include/internal/pycore_hugepages.h"
 #  include "../Objects/hugepages/stats.c"
 #  include "../Objects/hugepages/table.c"
+#  include "../Objects/hugepages/tiers.c"
 #  include "../Objects/hugepages/arena.c"
 #  include "../Objects/hugepages/fork.c"
 #else
@@ -72,6 +73,7 @@ reset_core(void)
     memset(hugepages_first_entries, 0, sizeof(hugepages_first_entries));
     memset(&hugepages_table, 0, sizeof(hugepages_table));
     memset(&hugepages_state, 0, sizeof(hugepages_state));
+    memset(&hugepages_process, 0, sizeof(hugepages_process));
     memset(&hugepages_stats, 0, sizeof(hugepages_stats));
 }
 

@@ -692,11 +692,11 @@ check_state(int slack)
     CHECK(advised <= slack);
     _PyMem_HugePagesStats stats;
     _PyMem_GetHugePagesStats(&stats);
-    check_figures(&stats.hugetlb, EXPLICIT, in_use[EXPLICIT], slack,
+    check_figures(&stats.tiers[HUGEPAGES_EXPLICIT], EXPLICIT, in_use[EXPLICIT], slack,
                   "arenas on explicit pages");
-    check_figures(&stats.thp, THP, in_use[THP], slack, "arenas on THP");
-    check_figures(&stats.plain, PLAIN, in_use[PLAIN], slack, "plain arenas");
-    check_range((long long)stats.retained.now, kept, kept, slack,
+    check_figures(&stats.tiers[HUGEPAGES_THP], THP, in_use[THP], slack, "arenas on THP");
+    check_figures(&stats.tiers[HUGEPAGES_PLAIN], PLAIN, in_use[PLAIN], slack, "plain arenas");
+    check_range((long long)stats.tiers[HUGEPAGES_KINDS].now, kept, kept, slack,
                 "kept arenas");
     CHECK_EQUAL(fake.blocked, 0);
     moments_left = saved_left;

@@ -194,9 +194,9 @@ check_kinds(int explicit_count, int thp_count, int plain_count)
     CHECK_EQUAL(hugepages_table.count, explicit_count + thp_count);
     _PyMem_HugePagesStats stats;
     fork_real_get_stats(&stats);
-    CHECK_EQUAL(stats.hugetlb.now, explicit_count);
-    CHECK_EQUAL(stats.thp.now, thp_count);
-    CHECK_EQUAL(stats.plain.now, plain_count);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_EXPLICIT].now, explicit_count);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].now, thp_count);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_PLAIN].now, plain_count);
 }
 
 static void

@@ -32,9 +32,9 @@ check_kinds(int explicit_count, int thp_count, int plain_count)
     CHECK_EQUAL(count_slots(PLAIN), plain_count);
     _PyMem_HugePagesStats stats;
     _PyMem_GetHugePagesStats(&stats);
-    CHECK_EQUAL(stats.hugetlb.now, explicit_count);
-    CHECK_EQUAL(stats.thp.now, thp_count);
-    CHECK_EQUAL(stats.plain.now, plain_count);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_EXPLICIT].now, explicit_count);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].now, thp_count);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_PLAIN].now, plain_count);
 }
 
 // --- tests: nothing is to be done ------------------------------------------

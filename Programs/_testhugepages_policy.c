@@ -52,7 +52,7 @@ test_enable_refused(void)
     CHECK_LOG("P");
     _PyMem_HugePagesStats stats;
     _PyMem_GetHugePagesStats(&stats);
-    CHECK_EQUAL(count_refused(&stats.hugetlb), 1);
+    CHECK_EQUAL(count_refused(&stats.tiers[HUGEPAGES_EXPLICIT]), 1);
     end_test();
 }
 
@@ -96,19 +96,19 @@ test_reasons(void)
         _PyMem_GetHugePagesStats(&stats);
         CHECK(strcmp(stats.switch_value, cases[i].name) == 0);
         CHECK(cases[i].hugetlb == NULL
-              ? stats.hugetlb.unusable == NULL
-              : strstr(stats.hugetlb.unusable, cases[i].hugetlb) != NULL);
+              ? stats.tiers[HUGEPAGES_EXPLICIT].unusable == NULL
+              : strstr(stats.tiers[HUGEPAGES_EXPLICIT].unusable, cases[i].hugetlb) != NULL);
         CHECK(cases[i].thp == NULL
-              ? stats.thp.unusable == NULL
-              : strstr(stats.thp.unusable, cases[i].thp) != NULL);
+              ? stats.tiers[HUGEPAGES_THP].unusable == NULL
+              : strstr(stats.tiers[HUGEPAGES_THP].unusable, cases[i].thp) != NULL);
         end_test();
     }
     begin_test_with(PYMALLOC_HUGEPAGES_ON);
     fake.answers['E'] = HUGEPAGES_NEVER;
     (void)take();
     _PyMem_GetHugePagesStats(&stats);
-    CHECK(strstr(stats.hugetlb.unusable, "refused it for good") != NULL);
-    CHECK(stats.thp.unusable == NULL);
+    CHECK(strstr(stats.tiers[HUGEPAGES_EXPLICIT].unusable, "refused it for good") != NULL);
+    CHECK(stats.tiers[HUGEPAGES_THP].unusable == NULL);
     end_test();
 }
 
@@ -193,9 +193,9 @@ test_no_memory(void)
     CHECK(hugepages_take_first() == NULL);
     CHECK_LOG("etpcaetp");
     _PyMem_GetHugePagesStats(&stats);
-    CHECK_EQUAL(count_refused(&stats.hugetlb), 2);
-    CHECK_EQUAL(count_refused(&stats.thp), 2);
-    CHECK_EQUAL(count_refused(&stats.plain), 2);
+    CHECK_EQUAL(count_refused(&stats.tiers[HUGEPAGES_EXPLICIT]), 2);
+    CHECK_EQUAL(count_refused(&stats.tiers[HUGEPAGES_THP]), 2);
+    CHECK_EQUAL(count_refused(&stats.tiers[HUGEPAGES_PLAIN]), 2);
     fake.answers['P'] = HUGEPAGES_OK;
     CHECK(take() != NULL);
     CHECK_LOG("etP");
@@ -266,8 +266,8 @@ check_kept(size_t now, size_t ever)
 {
     _PyMem_HugePagesStats stats;
     _PyMem_GetHugePagesStats(&stats);
-    CHECK_EQUAL(stats.retained.now, now);
-    CHECK_EQUAL(stats.retained.ever, ever);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_KINDS].now, now);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_KINDS].ever, ever);
 }
 
 static void
@@ -486,9 +486,9 @@ test_first_arenas(void)
     hugepages_promote(second);
     CHECK_LOG("VV");
     _PyMem_GetHugePagesStats(&stats);
-    CHECK_EQUAL(stats.thp.now, 2);
-    CHECK_EQUAL(stats.plain.now, 0);
-    CHECK_EQUAL(stats.plain.peak, 2);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].now, 2);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_PLAIN].now, 0);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_PLAIN].peak, 2);
     /* Once, and not what has huge pages anyway. */
     hugepages_promote(first);
     hugepages_promote(take());
@@ -513,8 +513,8 @@ test_promotion_refused(void)
     CHECK_LOG("AvvP");
     _PyMem_HugePagesStats stats;
     _PyMem_GetHugePagesStats(&stats);
-    CHECK_EQUAL(count_refused(&stats.thp), 2);
-    CHECK_EQUAL(stats.plain.now, 2);
+    CHECK_EQUAL(count_refused(&stats.tiers[HUGEPAGES_THP]), 2);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_PLAIN].now, 2);
     end_test();
 }
 
@@ -564,14 +564,14 @@ test_errors(void)
     _PyMem_GetHugePagesStats(&stats);
     const int last = PYMEM_HUGEPAGES_ERRORS - 1;
     for (int i = 0; i < last; i++) {
-        CHECK_EQUAL(stats.thp.refused[i].error, i + 1);
-        CHECK_EQUAL(stats.thp.refused[i].count, 2);
+        CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].refused[i].error, i + 1);
+        CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].refused[i].count, 2);
     }
-    CHECK(strcmp(stats.thp.refused[0].name, "FAKE") == 0);
-    CHECK(stats.thp.refused[1].name == NULL);
-    CHECK_EQUAL(stats.thp.refused[last].error, 0);
-    CHECK_EQUAL(stats.thp.refused[last].count, 2 * (ERRORS - last));
-    CHECK_EQUAL(count_refused(&stats.hugetlb), 0);
+    CHECK(strcmp(stats.tiers[HUGEPAGES_THP].refused[0].name, "FAKE") == 0);
+    CHECK(stats.tiers[HUGEPAGES_THP].refused[1].name == NULL);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].refused[last].error, 0);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].refused[last].count, 2 * (ERRORS - last));
+    CHECK_EQUAL(count_refused(&stats.tiers[HUGEPAGES_EXPLICIT]), 0);
 }
 
 static void
@@ -585,17 +585,17 @@ test_figures(void)
         give(arenas[i]);
     }
     _PyMem_GetHugePagesStats(&stats);
-    CHECK_EQUAL(stats.thp.now, 3);
-    CHECK_EQUAL(stats.thp.peak, 6);
-    CHECK_EQUAL(stats.thp.ever, 6);
-    CHECK_EQUAL(stats.retained.now, 2);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].now, 3);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].peak, 6);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].ever, 6);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_KINDS].now, 2);
     take_many(arenas, 4);
     _PyMem_GetHugePagesStats(&stats);
-    CHECK_EQUAL(stats.thp.now, 5);
-    CHECK_EQUAL(stats.thp.peak, 6);
-    CHECK_EQUAL(stats.thp.ever, 8);
-    CHECK_EQUAL(stats.retained.now, 0);
-    CHECK_EQUAL(stats.retained.peak, 2);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].now, 5);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].peak, 6);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].ever, 8);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_KINDS].now, 0);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_KINDS].peak, 2);
     end_test();
 }
 

@@ -16,10 +16,7 @@ pymalloc_hugepages_refused(const _PyMem_HugePagesTier *tier)
     if (refused == NULL) {
         return NULL;
     }
-    for (size_t i = 0; i < PYMEM_HUGEPAGES_ERRORS; i++) {
-        if (tier->refused[i].count == 0) {
-            break;
-        }
+    for (size_t i = 0; i < tier->errors; i++) {
         PyObject *name;
         if (tier->refused[i].name != NULL) {
             name = PyUnicode_FromString(tier->refused[i].name);
@@ -72,14 +69,20 @@ sys__pymalloc_hugepages(PyObject *Py_UNUSED(module),
     /* Taken before the dict is made, which may need an arena itself. */
     _PyMem_HugePagesStats stats;
     _PyMem_GetHugePagesStats(&stats);
-    return Py_BuildValue("{s:O,s:s,s:n,s:N,s:N,s:N,s:N}",
-                         "option", Py_True,
-                         "switch", stats.switch_value,
-                         "arena_size", (Py_ssize_t)ARENA_SIZE,
-                         "hugetlb", pymalloc_hugepages_tier(&stats.hugetlb),
-                         "thp", pymalloc_hugepages_tier(&stats.thp),
-                         "plain", pymalloc_hugepages_tier(&stats.plain),
-                         "retained", pymalloc_hugepages_tier(&stats.retained));
+    PyObject *result = Py_BuildValue("{s:O,s:s,s:n}",
+                                     "option", Py_True,
+                                     "switch", stats.switch_value,
+                                     "arena_size", (Py_ssize_t)ARENA_SIZE);
+    for (size_t i = 0; result != NULL && i < PYMEM_HUGEPAGES_TIERS; i++) {
+        PyObject *tier = pymalloc_hugepages_tier(&stats.tiers[i]);
+        if (tier == NULL
+            || PyDict_SetItemString(result, stats.tiers[i].name, tier) < 0)
+        {
+            Py_CLEAR(result);
+        }
+        Py_XDECREF(tier);
+    }
+    return result;
 #else
     return Py_BuildValue("{s:O}", "option", Py_False);
 #endif

@@ -27,16 +27,16 @@ extern void _PyMem_HugePagesFree(void *ctx, void *ptr, size_t size);
 
 /* Say which kinds of huge pages pymalloc's arenas may use from now on.
 
-   tiers is a PyMalloc_HugePages value: a set of the bits
-   PYMALLOC_HUGEPAGES_HUGETLB and PYMALLOC_HUGEPAGES_THP.  Arenas that exist
-   stay as they are.  Before the first call every arena is plain memory.
+   value is a PyMalloc_HugePages, but not PYMALLOC_HUGEPAGES_UNSET.  Arenas
+   that exist stay as they are.  Before the first call every arena is plain
+   memory.
 
-   Called with the value of PyConfig.pymalloc_hugepages before the first
-   interpreter is created, so that the first arena of a process already obeys
-   it, and again if Python is initialized again.  The first call that asks for
-   huge pages looks at the system (on Windows it enables
-   SeLockMemoryPrivilege).  Must not run at the same time as itself. */
-extern void _PyMem_SetHugePages(int tiers);
+   Called with PyConfig.pymalloc_hugepages before the first interpreter is
+   created, so that the first arena of a process already obeys it, and again if
+   Python is initialized again.  The first call that asks for huge pages looks
+   at the system (on Windows it enables SeLockMemoryPrivilege).  Must not run
+   at the same time as itself. */
+extern void _PyMem_SetHugePages(int value);
 
 /* At the end of Py_FinalizeEx(): write the figures, and give arenas back that
    nobody uses.
@@ -46,43 +46,45 @@ extern void _PyMem_SetHugePages(int tiers);
    process's number; if that fails, one line on stderr says so. */
 extern void _PyMem_FiniHugePages(void);
 
-/* Distinct errors that are counted for a kind of page.  There are not as many
-   that a system has; others are counted together. */
+/* Distinct errors that are counted for a tier.  Few systems have as many;
+   further ones are counted together. */
 #define PYMEM_HUGEPAGES_ERRORS 8
 
-/* What has become of the requests for arenas on one kind of page.  All figures
-   but those of errors are numbers of arenas. */
+/* What has become of the requests for arenas on one kind of page.  Strings are
+   static. */
 typedef struct {
-    /* Mapped at the moment; the most that were at any moment; all that ever
-       were mapped. */
+    /* As programs and as people read it: "thp", "THP-advised". */
+    const char *name;
+    const char *title;
+    /* Numbers of arenas: mapped at the moment, the most that were at any
+       moment, and all that ever were mapped. */
     size_t now;
     size_t peak;
     size_t ever;
     /* How often the system has answered with which error: errno, or
-       GetLastError() on Windows; 0 stands for any further error.  name is a
-       static string, or NULL if the error has none here.  The first entry with
-       a count of 0 is the end. */
+       GetLastError() on Windows; 0 stands for any further error.  name is NULL
+       if the error has none here. */
+    size_t errors;
     struct {
         int error;
         const char *name;
         size_t count;
     } refused[PYMEM_HUGEPAGES_ERRORS];
-    /* NULL, or why such pages are not asked for: a static string. */
+    /* NULL, or why such pages are not asked for. */
     const char *unusable;
 } _PyMem_HugePagesTier;
+
+/* "hugetlb", "thp" and "plain", best first; and "retained": arenas that nobody
+   uses, kept for the next request, and how often one was.  These are counted
+   in one of the others, too, and have no errors. */
+#define PYMEM_HUGEPAGES_TIERS 4
 
 /* What the arenas of this process sit on, those of all interpreters together.
    A forked child goes on counting from what its parent had counted. */
 typedef struct {
     /* The value of the switch, by name. */
     const char *switch_value;
-    _PyMem_HugePagesTier hugetlb;
-    _PyMem_HugePagesTier thp;
-    _PyMem_HugePagesTier plain;
-    /* Arenas that nobody uses, kept for the next request, and how often one
-       was.  They are counted in one of the kinds above, too.  It has no
-       errors. */
-    _PyMem_HugePagesTier retained;
+    _PyMem_HugePagesTier tiers[PYMEM_HUGEPAGES_TIERS];
 } _PyMem_HugePagesStats;
 
 /* Copy the figures.  It costs no system call. */

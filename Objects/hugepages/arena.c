@@ -1,19 +1,8 @@
-/* Policy: which pages an arena gets, and which arenas are kept.
+/* Policy: taking an arena and giving it back.
 
-   A request for an arena goes down a list until one grants it:
-
-       a kept arena           one that was given back a moment ago
-       explicit huge pages    proved by the OS layer to be there, so that
-                              neither a cgroup limit nor an empty pool can end
-                              in SIGBUS later
-       THP                    memory aligned to its size, so that the kernel
-                              can use huge pages for all of it
-       plain memory           what stock CPython asks for
-
-   A tier that the system has said it will never serve is dropped for the rest
-   of the process; one that is busy is asked again for the next arena.  Asking
-   costs one failing system call, about a microsecond, against the hundred or
-   so that clearing the arena's memory takes.
+   A request for an arena gets, of these, the first that there is: an arena
+   that was given back a moment ago and kept, or one on the best tier that
+   grants it (tiers.c).
 
    The first arenas of each interpreter are plain memory whatever there is:
    most processes never need more, and do not fill them, so huge pages would
@@ -42,107 +31,15 @@
 #  define HUGEPAGES_KEEP_MOST 2
 #endif
 
+/* Of this process. */
 static struct {
-    /* PyMalloc_HugePages bits: the tiers that the switch allows, and those
-       that the system has refused for good. */
-    uint32_t allowed;
-    uint32_t refused;
-    /* Whether this process has forked, or is forked; whether it had explicit
-       pages then, and THP are there. */
+    /* Whether it has forked, or was forked. */
     uint32_t has_forked;
-    uint32_t prefers_thp;
-    /* How often this process has become a child; how many threads copy arenas
-       on explicit pages at the moment. */
+    /* How often it has become a child. */
     uint32_t children;
+    /* How many of its threads copy arenas on explicit pages at the moment. */
     Py_ssize_t copying;
-    /* Of _PyMem_SetHugePages() alone: nonzero once system is filled, and once
-       hugepages_os_enable_explicit() was called. */
-    int scanned;
-    int enabled_explicit;
-    hugepages_system system;
-} hugepages_state;
-
-/* The tiers that are asked, best first; plain memory comes after them. */
-static const struct {
-    uint32_t bit;
-    hugepages_result (*map)(size_t size, void **address, int *os_error);
-} hugepages_tiers[HUGEPAGES_PLAIN] = {
-    [HUGEPAGES_EXPLICIT] = {PYMALLOC_HUGEPAGES_HUGETLB,
-                            hugepages_os_map_explicit},
-    [HUGEPAGES_THP] = {PYMALLOC_HUGEPAGES_THP, hugepages_os_map_thp},
-};
-
-// --- which tiers are asked -------------------------------------------------
-
-/* Why the system cannot have arenas on a kind of page, or NULL. */
-static const char *
-hugepages_why_impossible(hugepages_kind kind)
-{
-    const hugepages_system *system = &hugepages_state.system;
-    if (kind == HUGEPAGES_EXPLICIT) {
-        return system->explicit_page_size == 0
-               || ARENA_SIZE % system->explicit_page_size != 0
-               ? "this system has no huge page that fits an arena" : NULL;
-    }
-    return system->thp_size == 0
-           ? "this system has no transparent huge pages"
-           : ARENA_SIZE % system->thp_size != 0
-           ? "a transparent huge page of this system does not fit an arena"
-           : system->thp_disabled
-           ? "transparent huge pages are disabled for this process" : NULL;
-}
-
-/* Why a tier is not asked, or NULL. */
-static const char *
-hugepages_why_unusable(hugepages_kind kind)
-{
-    uint32_t bit = hugepages_tiers[kind].bit;
-    if (!(_Py_atomic_load_uint32_relaxed(&hugepages_state.allowed) & bit)) {
-        return "the switch leaves it out";
-    }
-    if (_Py_atomic_load_uint32_relaxed(&hugepages_state.refused) & bit) {
-        const char *impossible = hugepages_why_impossible(kind);
-        return impossible != NULL ? impossible
-                                  : "the system has refused it for good";
-    }
-    return NULL;
-}
-
-/* The tiers to ask, as PyMalloc_HugePages bits.  A process that has forked
-   with explicit pages, which had to be copied, asks for no more of them. */
-static uint32_t
-hugepages_usable(void)
-{
-    uint32_t usable =
-        _Py_atomic_load_uint32_relaxed(&hugepages_state.allowed)
-        & ~_Py_atomic_load_uint32_relaxed(&hugepages_state.refused);
-    if ((usable & PYMALLOC_HUGEPAGES_THP)
-        && _Py_atomic_load_uint32_relaxed(&hugepages_state.prefers_thp))
-    {
-        usable &= ~(uint32_t)PYMALLOC_HUGEPAGES_HUGETLB;
-    }
-    return usable;
-}
-
-static void
-hugepages_refuse_for_good(hugepages_kind kind)
-{
-    (void)_Py_atomic_or_uint32(&hugepages_state.refused,
-                               hugepages_tiers[kind].bit);
-}
-
-/* Take note that the system has refused a tier. */
-static void
-hugepages_note_refused(hugepages_kind kind, hugepages_result result,
-                       int os_error)
-{
-    hugepages_count_refused(kind, os_error);
-    if (result == HUGEPAGES_NEVER) {
-        hugepages_refuse_for_good(kind);
-    }
-}
-
-// --- arenas on huge pages --------------------------------------------------
+} hugepages_process;
 
 /* How many arenas are kept. */
 static Py_ssize_t
@@ -158,7 +55,7 @@ hugepages_may_keep(uintptr_t value)
 {
     hugepages_kind kind = hugepages_kind_of(value);
     return !(value & HUGEPAGES_IS_SHARED)
-           && (hugepages_usable() & hugepages_tiers[kind].bit) != 0
+           && (hugepages_usable() & HUGEPAGES_BIT(kind)) != 0
            && hugepages_kept() < HUGEPAGES_KEEP_MOST;
 }
 
@@ -195,7 +92,7 @@ hugepages_unmap_arena(void *address, hugepages_kind kind)
     int os_error;
     /* A thread that forks may be copying it: then it is kept. */
     if (kind != HUGEPAGES_EXPLICIT
-        || _Py_atomic_load_ssize(&hugepages_state.copying) == 0)
+        || _Py_atomic_load_ssize(&hugepages_process.copying) == 0)
     {
         if (hugepages_os_unmap(address, ARENA_SIZE, &os_error) == HUGEPAGES_OK)
         {
@@ -212,7 +109,7 @@ hugepages_unmap_arena(void *address, hugepages_kind kind)
     if (entry != NULL) {
         hugepages_count_one_more(&hugepages_stats.retained);
         hugepages_fill_entry(entry, address,
-                             hugepages_flag[kind] | HUGEPAGES_IS_FREE);
+                             hugepages_flag(kind) | HUGEPAGES_IS_FREE);
     }
     return 0;
 }
@@ -243,12 +140,12 @@ hugepages_release_kept(void)
 
 /* Map an arena on the best huge pages that are granted; NULL if none are. */
 static void *
-hugepages_map_huge(void)
+hugepages_map_best(void)
 {
     uint32_t usable = hugepages_usable();
     uint32_t children = _Py_atomic_load_uint32_relaxed(
-        &hugepages_state.children);
-    if (usable == PYMALLOC_HUGEPAGES_OFF) {
+        &hugepages_process.children);
+    if (usable == 0) {
         return NULL;
     }
     uintptr_t *entry = hugepages_reserve_entry();
@@ -257,29 +154,24 @@ hugepages_map_huge(void)
     }
     for (hugepages_kind kind = 0; kind < HUGEPAGES_PLAIN; kind++) {
         void *address;
-        int os_error;
-        if (!(usable & hugepages_tiers[kind].bit)) {
+        if (!(usable & HUGEPAGES_BIT(kind))
+            || !hugepages_map_on_tier(kind, &address))
+        {
             continue;
         }
-        hugepages_result result =
-            hugepages_tiers[kind].map(ARENA_SIZE, &address, &os_error);
-        if (result == HUGEPAGES_OK) {
-            hugepages_count_mapped(kind);
-            hugepages_fill_entry(entry, address, hugepages_flag[kind]);
-            /* If a signal handler has forked, and this is the child, it is the
-               parent's, unless fork.c has found it in the table. */
-            if (kind == HUGEPAGES_EXPLICIT
-                && children != _Py_atomic_load_uint32_relaxed(
-                                   &hugepages_state.children)
-                && hugepages_empty_entry(entry, (uintptr_t)address
-                                                | HUGEPAGES_IS_EXPLICIT))
-            {
-                (void)hugepages_unmap_arena(address, kind);
-                return NULL;
-            }
-            return address;
+        hugepages_fill_entry(entry, address, hugepages_flag(kind));
+        /* If a signal handler has forked, and this is the child, it is the
+           parent's, unless fork.c has found it in the table. */
+        if (kind == HUGEPAGES_EXPLICIT
+            && children != _Py_atomic_load_uint32_relaxed(
+                               &hugepages_process.children)
+            && hugepages_empty_entry(entry, (uintptr_t)address
+                                            | hugepages_flag(kind)))
+        {
+            (void)hugepages_unmap_arena(address, kind);
+            return NULL;
         }
-        hugepages_note_refused(kind, result, os_error);
+        return address;
     }
     hugepages_drop_entry(entry);
     return NULL;
@@ -318,7 +210,7 @@ hugepages_take(void)
 {
     void *address = hugepages_take_kept();
     if (address == NULL) {
-        address = hugepages_map_huge();
+        address = hugepages_map_best();
     }
     return address != NULL ? address : hugepages_take_plain(ARENA_SIZE);
 }
@@ -330,7 +222,7 @@ hugepages_take_first(void)
 {
     void *address = hugepages_take_kept();
     int os_error;
-    if (address == NULL && hugepages_usable() != PYMALLOC_HUGEPAGES_OFF
+    if (address == NULL && hugepages_usable() != 0
         && hugepages_os_map_aligned(ARENA_SIZE, &address, &os_error)
            == HUGEPAGES_OK)
     {
@@ -348,8 +240,8 @@ hugepages_promote(void *address)
 {
     uintptr_t value;
     int os_error;
-    if (!(hugepages_usable() & PYMALLOC_HUGEPAGES_THP)
-        || _Py_atomic_load_uint32_relaxed(&hugepages_state.has_forked)
+    if (!(hugepages_usable() & HUGEPAGES_BIT(HUGEPAGES_THP))
+        || _Py_atomic_load_uint32_relaxed(&hugepages_process.has_forked)
         || ((uintptr_t)address & HUGEPAGES_FLAGS) != 0
         || hugepages_find_entry(address, &value) != NULL)
     {
@@ -398,67 +290,9 @@ hugepages_give(void *address)
     (void)hugepages_unmap_arena(address, HUGEPAGES_PLAIN);
 }
 
-// --- the switch ------------------------------------------------------------
-
-static void
-hugepages_scan(void)
-{
-    hugepages_os_scan(&hugepages_state.system);
-    for (hugepages_kind kind = 0; kind < HUGEPAGES_PLAIN; kind++) {
-        if (hugepages_why_impossible(kind) != NULL) {
-            hugepages_refuse_for_good(kind);
-        }
-    }
-    hugepages_state.scanned = 1;
-}
-
 void
-_PyMem_SetHugePages(int tiers)
+_PyMem_SetHugePages(int value)
 {
-    int os_error;
     (void)hugepages_release_kept();
-    if (tiers != PYMALLOC_HUGEPAGES_OFF && !hugepages_state.scanned) {
-        hugepages_scan();
-    }
-    uint32_t wanted = (uint32_t)tiers & ~hugepages_state.refused;
-    if ((wanted & PYMALLOC_HUGEPAGES_HUGETLB)
-        && !hugepages_state.enabled_explicit)
-    {
-        hugepages_state.enabled_explicit = 1;
-        if (hugepages_os_enable_explicit(&os_error) != HUGEPAGES_OK) {
-            hugepages_note_refused(HUGEPAGES_EXPLICIT, HUGEPAGES_NEVER,
-                                   os_error);
-        }
-    }
-    _Py_atomic_store_uint32_relaxed(&hugepages_state.allowed, (uint32_t)tiers);
-}
-
-static const char *
-hugepages_switch_value(uint32_t tiers)
-{
-    switch (tiers) {
-    case PYMALLOC_HUGEPAGES_OFF:
-        return "off";
-    case PYMALLOC_HUGEPAGES_THP:
-        return "thp";
-    case PYMALLOC_HUGEPAGES_HUGETLB:
-        return "hugetlb";
-    default:
-        return "on";
-    }
-}
-
-void
-_PyMem_GetHugePagesStats(_PyMem_HugePagesStats *stats)
-{
-    stats->switch_value = hugepages_switch_value(
-        _Py_atomic_load_uint32_relaxed(&hugepages_state.allowed));
-    hugepages_copy_counts(&hugepages_stats.kinds[HUGEPAGES_EXPLICIT],
-                          &stats->hugetlb);
-    stats->hugetlb.unusable = hugepages_why_unusable(HUGEPAGES_EXPLICIT);
-    hugepages_copy_counts(&hugepages_stats.kinds[HUGEPAGES_THP], &stats->thp);
-    stats->thp.unusable = hugepages_why_unusable(HUGEPAGES_THP);
-    hugepages_copy_counts(&hugepages_stats.kinds[HUGEPAGES_PLAIN],
-                          &stats->plain);
-    hugepages_copy_counts(&hugepages_stats.retained, &stats->retained);
+    hugepages_set_switch(value);
 }

@@ -108,7 +108,7 @@ hugepages_replace_arena(uintptr_t *entry, uintptr_t value, void **copy,
     else {
         (void)hugepages_replace_entry(entry, value,
                                       (value & ~HUGEPAGES_IS_EXPLICIT)
-                                      | hugepages_flag[kind]);
+                                      | hugepages_flag(kind));
     }
     hugepages_count_unmapped(HUGEPAGES_EXPLICIT);
     hugepages_count_mapped(kind);
@@ -261,7 +261,7 @@ hugepages_copy_explicit(void)
 static void
 hugepages_leave_explicit(void)
 {
-    int has_thp = (hugepages_usable() & PYMALLOC_HUGEPAGES_THP)
+    int has_thp = (hugepages_usable() & HUGEPAGES_BIT(HUGEPAGES_THP))
                   && !hugepages_os_is_thp_off();
     int is_lost = 0;
     hugepages_os_block_signals();
@@ -276,9 +276,9 @@ hugepages_leave_explicit(void)
     size_t count = hugepages_count_explicit();
     hugepages_fork.count = count > 0 ? count + HUGEPAGES_MORE_COPIES : 0;
     if (count > 0 && !is_lost) {
-        (void)_Py_atomic_add_ssize(&hugepages_state.copying, 1);
+        (void)_Py_atomic_add_ssize(&hugepages_process.copying, 1);
         hugepages_copy_explicit();
-        (void)_Py_atomic_add_ssize(&hugepages_state.copying, -1);
+        (void)_Py_atomic_add_ssize(&hugepages_process.copying, -1);
         if (hugepages_kept() > HUGEPAGES_KEEP_MOST) {
             (void)hugepages_release_kept();
         }
@@ -288,7 +288,7 @@ hugepages_leave_explicit(void)
 static void
 hugepages_before_fork(void)
 {
-    _Py_atomic_store_uint32_relaxed(&hugepages_state.has_forked, 1);
+    _Py_atomic_store_uint32_relaxed(&hugepages_process.has_forked, 1);
     hugepages_fork.count = 0;
     hugepages_fork.has_blocked_signals = 0;
     if (_Py_atomic_load_ssize(&hugepages_table.count) == 0) {
@@ -339,8 +339,8 @@ hugepages_forget_explicit(void)
 static void
 hugepages_after_fork_in_child(void)
 {
-    (void)_Py_atomic_add_uint32(&hugepages_state.children, 1);
-    hugepages_state.copying = 0;
+    (void)_Py_atomic_add_uint32(&hugepages_process.children, 1);
+    hugepages_process.copying = 0;
     (void)hugepages_release_kept();
     if (hugepages_fork.count > 0) {
         if (hugepages_fork.copies == NULL) {

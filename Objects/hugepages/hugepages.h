@@ -6,8 +6,10 @@
        report.c           tells what stats.c has counted
        fork.c             policy: what a process does with its arenas before a
                           fork()
-       arena.c            policy: which pages an arena gets, and which arenas
-                          are kept when they are freed; no system call
+       arena.c            policy: taking arenas, giving them back, keeping
+                          some
+       tiers.c            policy: which kinds of pages this process asks for,
+                          in which order
        table.c            which arenas there are on huge pages
        stats.c            counts arenas and refusals
        os_linux.c         mechanism, one file per system: the system calls;
@@ -49,6 +51,15 @@
 
 #include <stddef.h>               // size_t
 
+/* What an arena may sit on, best first. */
+typedef enum {
+    HUGEPAGES_EXPLICIT,
+    HUGEPAGES_THP,
+    HUGEPAGES_PLAIN,
+} hugepages_kind;
+
+#define HUGEPAGES_KINDS 3
+
 /* What the system said to a request. */
 typedef enum {
     HUGEPAGES_OK = 0,
@@ -61,7 +72,7 @@ typedef enum {
 } hugepages_result;
 
 /* What the system offers: filled once by hugepages_os_scan() and never changed
-   after.  It tells facts; arena.c draws the conclusions. */
+   after.  It tells facts; tiers.c draws the conclusions. */
 typedef struct {
     /* Size of the explicit huge page that serves a request of ARENA_SIZE, or
        0 if the system has none.  Nonzero is no promise: whether the kernel

@@ -6,6 +6,7 @@
 #include "hugepages.h"
 #include "stats.c"
 #include "table.c"
+#include "tiers.c"
 #include "arena.c"
 
 #if defined(MS_WINDOWS)

@@ -9,14 +9,6 @@
 #endif
 
 static void
-hugepages_print_figures(FILE *out, const char *name,
-                        const _PyMem_HugePagesTier *tier)
-{
-    fprintf(out, "%-24s %12zu %12zu %12zu\n",
-            name, tier->now, tier->peak, tier->ever);
-}
-
-static void
 hugepages_print_error(FILE *out, int error, const char *name)
 {
     if (name != NULL) {
@@ -30,24 +22,6 @@ hugepages_print_error(FILE *out, int error, const char *name)
     }
 }
 
-static void
-hugepages_print_refusals(FILE *out, const char *name,
-                         const _PyMem_HugePagesTier *tier)
-{
-    for (size_t i = 0; i < PYMEM_HUGEPAGES_ERRORS; i++) {
-        if (tier->refused[i].count == 0) {
-            break;
-        }
-        fprintf(out, "%s refused with ", name);
-        hugepages_print_error(out, tier->refused[i].error,
-                              tier->refused[i].name);
-        fprintf(out, ": %zu\n", tier->refused[i].count);
-    }
-    if (tier->unusable != NULL) {
-        fprintf(out, "%s not used: %s\n", name, tier->unusable);
-    }
-}
-
 void
 _PyMem_PrintHugePagesStats(FILE *out)
 {
@@ -55,27 +29,33 @@ _PyMem_PrintHugePagesStats(FILE *out)
     _PyMem_GetHugePagesStats(&stats);
     fprintf(out, "\n%-24s %12s %12s %12s\n",
             "# arenas of the process", "now", "peak", "ever");
-    hugepages_print_figures(out, "hugetlb", &stats.hugetlb);
-    hugepages_print_figures(out, "THP-advised", &stats.thp);
-    hugepages_print_figures(out, "plain", &stats.plain);
-    hugepages_print_figures(out, "retained of these", &stats.retained);
+    for (size_t i = 0; i < PYMEM_HUGEPAGES_TIERS; i++) {
+        const _PyMem_HugePagesTier *tier = &stats.tiers[i];
+        fprintf(out, "%-24s %12zu %12zu %12zu\n",
+                tier->title, tier->now, tier->peak, tier->ever);
+    }
     fprintf(out, "pymalloc_hugepages=%s\n", stats.switch_value);
-    hugepages_print_refusals(out, "hugetlb", &stats.hugetlb);
-    hugepages_print_refusals(out, "THP", &stats.thp);
-    hugepages_print_refusals(out, "plain", &stats.plain);
+    for (size_t i = 0; i < PYMEM_HUGEPAGES_TIERS; i++) {
+        const _PyMem_HugePagesTier *tier = &stats.tiers[i];
+        for (size_t j = 0; j < tier->errors; j++) {
+            fprintf(out, "%s refused with ", tier->name);
+            hugepages_print_error(out, tier->refused[j].error,
+                                  tier->refused[j].name);
+            fprintf(out, ": %zu\n", tier->refused[j].count);
+        }
+        if (tier->unusable != NULL) {
+            fprintf(out, "%s not used: %s\n", tier->name, tier->unusable);
+        }
+    }
 }
 
 static void
-hugepages_write_tier(FILE *out, const char *name,
-                     const _PyMem_HugePagesTier *tier)
+hugepages_write_tier(FILE *out, const _PyMem_HugePagesTier *tier)
 {
     fprintf(out, ", \"%s\": {\"now\": %zu, \"peak\": %zu, \"ever\": %zu, "
                  "\"refused\": {",
-            name, tier->now, tier->peak, tier->ever);
-    for (size_t i = 0; i < PYMEM_HUGEPAGES_ERRORS; i++) {
-        if (tier->refused[i].count == 0) {
-            break;
-        }
+            tier->name, tier->now, tier->peak, tier->ever);
+    for (size_t i = 0; i < tier->errors; i++) {
         fputs(i > 0 ? ", \"" : "\"", out);
         hugepages_print_error(out, tier->refused[i].error,
                               tier->refused[i].name);
@@ -107,10 +87,9 @@ hugepages_write_stats(void)
         fprintf(out, "{\"pid\": %ld, \"option\": true, \"switch\": \"%s\", "
                      "\"arena_size\": %zu",
                 (long)getpid(), stats.switch_value, (size_t)ARENA_SIZE);
-        hugepages_write_tier(out, "hugetlb", &stats.hugetlb);
-        hugepages_write_tier(out, "thp", &stats.thp);
-        hugepages_write_tier(out, "plain", &stats.plain);
-        hugepages_write_tier(out, "retained", &stats.retained);
+        for (size_t i = 0; i < PYMEM_HUGEPAGES_TIERS; i++) {
+            hugepages_write_tier(out, &stats.tiers[i]);
+        }
         fputs("}\n", out);
         is_written = !ferror(out);
         is_written = fclose(out) == 0 && is_written;

@@ -11,14 +11,6 @@
 
 #include "hugepages.h"
 
-/* What an arena sits on, best first. */
-typedef enum {
-    HUGEPAGES_EXPLICIT,
-    HUGEPAGES_THP,
-    HUGEPAGES_PLAIN,
-    HUGEPAGES_KINDS
-} hugepages_kind;
-
 /* Numbers of arenas, and what the system has answered.  Zeros in both are
    figures as well, so a static object needs no initialization. */
 typedef struct {
@@ -94,16 +86,15 @@ hugepages_copy_counts(hugepages_counts *counts, _PyMem_HugePagesTier *copy)
     copy->now = (size_t)_Py_atomic_load_ssize_relaxed(&counts->now);
     copy->peak = (size_t)_Py_atomic_load_ssize_relaxed(&counts->peak);
     copy->ever = (size_t)_Py_atomic_load_ssize_relaxed(&counts->ever);
-    size_t used = 0;
     for (size_t i = 0; i < PYMEM_HUGEPAGES_ERRORS; i++) {
         Py_ssize_t count =
             _Py_atomic_load_ssize_relaxed(&counts->refused[i].count);
         if (count > 0) {
             int error = _Py_atomic_load_int_relaxed(&counts->refused[i].error);
-            copy->refused[used].error = error;
-            copy->refused[used].name = hugepages_os_error_name(error);
-            copy->refused[used].count = (size_t)count;
-            used++;
+            copy->refused[copy->errors].error = error;
+            copy->refused[copy->errors].name = hugepages_os_error_name(error);
+            copy->refused[copy->errors].count = (size_t)count;
+            copy->errors++;
         }
     }
 }

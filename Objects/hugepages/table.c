@@ -20,7 +20,7 @@
 
 /* An entry: 0 if it is empty, HUGEPAGES_RESERVED, or an address and flags. */
 #define HUGEPAGES_RESERVED      ((uintptr_t)1)
-/* What the arena sits on: one of these. */
+/* What the arena sits on: one of these, for each kind in its order. */
 #define HUGEPAGES_IS_EXPLICIT   ((uintptr_t)2)
 #define HUGEPAGES_IS_THP        ((uintptr_t)4)
 #define HUGEPAGES_IS_PLAIN      ((uintptr_t)8)
@@ -48,23 +48,26 @@ static struct {
     Py_ssize_t count;
 } hugepages_table;
 
-static const uintptr_t hugepages_flag[HUGEPAGES_KINDS] = {
-    [HUGEPAGES_EXPLICIT] = HUGEPAGES_IS_EXPLICIT,
-    [HUGEPAGES_THP] = HUGEPAGES_IS_THP,
-    [HUGEPAGES_PLAIN] = HUGEPAGES_IS_PLAIN,
-};
-
 static void *
 hugepages_address_of(uintptr_t value)
 {
     return (void *)(value & ~HUGEPAGES_FLAGS);
 }
 
+static uintptr_t
+hugepages_flag(hugepages_kind kind)
+{
+    return HUGEPAGES_IS_EXPLICIT << kind;
+}
+
 static hugepages_kind
 hugepages_kind_of(uintptr_t value)
 {
-    return value & HUGEPAGES_IS_EXPLICIT ? HUGEPAGES_EXPLICIT
-           : value & HUGEPAGES_IS_THP ? HUGEPAGES_THP : HUGEPAGES_PLAIN;
+    hugepages_kind kind = 0;
+    while (kind < HUGEPAGES_PLAIN && !(value & hugepages_flag(kind))) {
+        kind++;
+    }
+    return kind;
 }
 
 /* Return the piece of a number and set *length, or NULL where there is none
