@@ -36,7 +36,7 @@ static PyStatus
 config_init_pymalloc_hugepages(PyConfig *config)
 {
     if (config->pymalloc_hugepages < PYMALLOC_HUGEPAGES_UNSET
-        || config->pymalloc_hugepages > PYMALLOC_HUGEPAGES_ON)
+        || config->pymalloc_hugepages > PYMALLOC_HUGEPAGES_HUGETLB)
     {
         return _PyStatus_ERR("PyConfig.pymalloc_hugepages is not a "
                              "PyMalloc_HugePages value");

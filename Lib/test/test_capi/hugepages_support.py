@@ -30,7 +30,7 @@ LINUX = sys.platform == 'linux'
 ENV_VAR = 'PYTHON_PYMALLOC_HUGEPAGES'
 
 # The values of the switch and of the PyConfig member.
-OFF, HUGETLB, THP, ON = 0, 1, 2, 3
+OFF, ON, THP, HUGETLB = 0, 1, 2, 3
 SWITCH = {'on': ON, '1': ON, 'thp': THP, 'hugetlb': HUGETLB,
           'off': OFF, '0': OFF}
 # One name for each.

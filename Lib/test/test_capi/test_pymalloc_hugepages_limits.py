@@ -339,7 +339,7 @@ class FinalizationTests(HugePagesTestCase):
         self.run_testembed('test_repeated_init_exec', textwrap.dedent('''
             import _testinternalcapi, os
             config = _testinternalcapi.get_config()
-            switch = {'on': 3, 'thp': 2, 'hugetlb': 1, 'off': 0}
+            switch = {'off': 0, 'on': 1, 'thp': 2, 'hugetlb': 3}
             assert (config['pymalloc_hugepages']
                     == switch[os.environ['%s']]), config
             objects = [bytes(400) for _ in range(10 * 128 * 36)]
