@@ -18,10 +18,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree
 
 BUILD_AUX = pathlib.Path(__file__).resolve().parent
 TOP = BUILD_AUX.parent
+START = time.monotonic()
 
 # CPython's tests of what the patch set touches: memory, start-up and its
 # configuration, and whatever forks or makes threads and interpreters.
@@ -78,7 +80,8 @@ class Tally:
 
 
 def headline(text):
-    print(f"\n===== {text}", flush=True)
+    minutes, seconds = divmod(int(time.monotonic() - START), 60)
+    print(f"\n===== {minutes}:{seconds:02d} {text}", flush=True)
 
 
 def notice(text):
