@@ -36,6 +36,10 @@ folders='Doc Include Lib Misc Modules Objects PC PCbuild Parser Programs Python 
 die() {
     echo "$me: error: $*" >&2
     exit 1
+# Of this folder, no more than the benchmark goes into a CPython tree: the tool
+# for users and what measures and tests it all from outside stay here.
+tools=Tools/pymalloc_hugepages
+
 }
 
 # Git as a patch program: no repository (git apply passes over the files of a
@@ -83,13 +87,15 @@ list_set() {
         done
         for folder in $folders; do
             test ! -d "$folder" ||
-                find "$folder" -name __pycache__ -prune -o -type f \
+                find "$folder" -name __pycache__ -prune -o \
+                    -path $tools -prune -o -type f \
                     ! -name '*~' ! -name '.*.sw?' ! -name '*.orig' \
                     ! -name '*.rej' ! -name '*.py[co]' -print
         done
     ) | LC_ALL=C sort | while read -r file; do
         case $file in
         *.[0-9].[0-9].patch|*.[0-9].[0-9][0-9].patch)
+        echo $tools/bench_obmalloc.py
             # A release's own patch
             path=$(echo "${file%.patch}" | sed 's/\.[0-9]*\.[0-9]*$//')
             test "$file" != "$path.$series.patch" || echo "patch $path $file"

@@ -172,6 +172,8 @@ FAKE_SET = {
         """,
     "Tools/pymalloc_hugepages/bench_obmalloc.py": """\
         """,
+    "Tools/pymalloc_hugepages/apart/bench.py": """\
+        """,
 }
 
 
