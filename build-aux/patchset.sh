@@ -3,6 +3,7 @@
 #
 # usage: build-aux/patchset.sh list [RELEASE]
 #        build-aux/patchset.sh patch [RELEASE]
+#        build-aux/patchset.sh dist DIR
 #        build-aux/patchset.sh release DIR
 #        build-aux/patchset.sh apply DIR
 #        build-aux/patchset.sh unapply DIR
@@ -10,7 +11,9 @@
 #
 # list     what the patch set changes: "new PATH" for a file that it adds,
 #          "patch PATH PATCHFILE" for one that it changes
-# patch    the whole set on standard output, as one patch for "git apply"
+# patch    the whole set on standard output, as one patch with a head for
+#          "git am" and DEP-3; SOURCE_DATE_EPOCH is its date, if set
+# dist     the same for each supported series, into files of DIR
 # release  the release of the CPython source in DIR, if it is a supported one
 # apply    put the set into the CPython source in DIR; nothing happens if it
 #          is there already
@@ -22,7 +25,7 @@
 # fit, or fits more than one place.
 #
 # A file FILE.patch has a sibling FILE.3.11.patch where CPython 3.11 needs
-# another one.  RELEASE is by default the pinned one.
+# another one.  RELEASE, or its series, is by default the pinned one.
 
 set -eu
 
@@ -33,13 +36,13 @@ releases=$root/build-aux/cpython-releases
 # The folders of CPython's tree in which a plain file is a new file.
 folders='Doc Include Lib Misc Modules Objects PC PCbuild Parser Programs Python Tools'
 
-die() {
-    echo "$me: error: $*" >&2
-    exit 1
 # Of this folder, no more than the benchmark goes into a CPython tree: the tool
 # for users and what measures and tests it all from outside stay here.
 tools=Tools/pymalloc_hugepages
 
+die() {
+    echo "$me: error: $*" >&2
+    exit 1
 }
 
 # Git as a patch program: no repository (git apply passes over the files of a
@@ -92,10 +95,10 @@ list_set() {
                     ! -name '*~' ! -name '.*.sw?' ! -name '*.orig' \
                     ! -name '*.rej' ! -name '*.py[co]' -print
         done
+        echo $tools/bench_obmalloc.py
     ) | LC_ALL=C sort | while read -r file; do
         case $file in
         *.[0-9].[0-9].patch|*.[0-9].[0-9][0-9].patch)
-        echo $tools/bench_obmalloc.py
             # A release's own patch
             path=$(echo "${file%.patch}" | sed 's/\.[0-9]*\.[0-9]*$//')
             test "$file" != "$path.$series.patch" || echo "patch $path $file"
@@ -126,6 +129,53 @@ write_patch() {
             test $status -eq 1 || die "$path: git could not read it"
         fi
     done <"$scratch/list"
+}
+
+# write_dated_patch SERIES: the same with its head, a mail's, whose fields and
+# text are those of DEP-3, too
+write_dated_patch() {
+    version=$(cat "$root/VERSION")
+    # The newest commit's date; that of the version in a tree without Git.
+    date=${SOURCE_DATE_EPOCH:-$(GIT_DIR=$root/.git git log -1 --format=%ct \
+                                2>/dev/null || :)}
+    if test -n "$date"; then
+        date=@$date
+    else
+        date=$(sed -n "s/^$version (\(.*\))\$/\1/p" "$root/CHANGELOG.rst")
+    fi
+    cat <<EOF
+From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
+From: pymalloc-hugepages maintainers <maintainers@pymalloc-hugepages.invalid>
+Date: $(LC_ALL=C date -u -R -d "$date")
+Subject: [PATCH] gh-144319: Put pymalloc's arenas on huge pages
+Bug: https://github.com/python/cpython/issues/144319
+Forwarded: not-needed
+Last-Update: $(date -u -d "$date" +%Y-%m-%d)
+
+Add the option --with-pymalloc-hugepages to configure, and the option
+--pymalloc-hugepages to PCbuild/build.bat.  Without it, CPython is built as
+it was released.
+
+Programs that keep many objects spend much of their time on page faults and
+on misses of the TLB.  One huge page of 2 MiB takes one fault and one entry
+where 512 plain pages take 512 of each.  So each arena is one huge page: of
+the kernel's pool, or a transparent one; or else it has plain pages.
+Pymalloc then serves blocks of up to 1,024 bytes.
+
+This is version $version of pymalloc-hugepages for CPython $1.
+---
+EOF
+    write_patch "$1"
+}
+
+dist() {
+    mkdir -p "$1"
+    for series in $(supported_series); do
+        output=$1/pymalloc-hugepages-$(cat "$root/VERSION")-cpython-$series.patch
+        write_dated_patch "$series" >"$output.new"
+        mv -f "$output.new" "$output"
+        echo "wrote $output"
+    done
 }
 
 # try DIR OPTION...: git apply the set in DIR; its messages go to a file
@@ -287,15 +337,16 @@ list|patch)
     if test "$1" = list; then
         list_set "$release"
     else
-        write_patch "$release"
+        write_dated_patch "$(echo "$release" | cut -d . -f 1-2)"
     fi
     ;;
-release|apply|unapply)
+release|apply|unapply|dist)
     test $# -eq 2 || die "$1 takes one directory"
     case $1 in
     release) release_of "$2" ;;
     apply) apply "$2" ;;
     unapply) unapply "$2" ;;
+    dist) dist "$2" ;;
     esac
     ;;
 lay)

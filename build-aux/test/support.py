@@ -190,7 +190,8 @@ class FakeTreeTestCase(TemporaryDirectoryTestCase):
         super().setUp()
         self.tree = self.directory / "tree"
         self.tree.mkdir()
-        for name in "configure", "Makefile.in":
+        for name in ("configure", "Makefile.in", "GNUmakefile", "VERSION",
+                     "CHANGELOG.rst"):
             shutil.copy2(TOP / name, self.tree)
         shutil.copytree(TOP / "build-aux", self.tree / "build-aux",
                         ignore=shutil.ignore_patterns("test", "__pycache__"))
@@ -232,6 +233,19 @@ class FakeTreeTestCase(TemporaryDirectoryTestCase):
             # a comment
             {release} {checksum} {archive.name} trixie fake
             """)
+
+    def add_older_series(self):
+        """Support 3.11, too, which has a patch of its own."""
+        write(self.tree / "Objects/obmalloc.c.3.11.patch", """\
+            --- a/Objects/obmalloc.c
+            +++ b/Objects/obmalloc.c
+            @@ -3,2 +3,3 @@
+             three
+            +older hook
+             four
+            """)
+        with open(self.tree / "build-aux/cpython-releases", "a") as file:
+            file.write("3.11.2 0 Python-3.11.2.tar.xz bookworm python3.11\n")
 
     def configure(self, *options, status=0, **environment):
         return self.run_command("./configure", "--disable-package-check",

@@ -374,25 +374,6 @@ class MakeTest(support.FakeTreeTestCase):
         self.make("distclean")
         self.assertEqual(support.contents(self.tree), before)
 
-    def test_apply_and_unapply(self):
-        self.configure()
-        before = support.contents(self.source)
-        self.make("apply", f"CPYTHON={self.source}")
-        self.assertIn("Objects/hugepages/new.c", support.contents(self.source))
-        self.make("unapply", f"CPYTHON={self.source}")
-        self.assertEqual(support.contents(self.source), before)
-        self.assert_one_error(self.make("apply", status=2), "no directory given")
-
-    def test_patch(self):
-        self.configure()
-        output = self.make("patch")
-        self.assertIn("build/pymalloc-hugepages-3.13.patch", output)
-        self.run_command("git", "apply",
-                         self.tree / "build/pymalloc-hugepages-3.13.patch",
-                         cwd=self.source)
-        self.assertIn("hook",
-                      (self.source / "Objects/obmalloc.c").read_text())
-
 
 class PackagesTest(support.FakeTreeTestCase):
 

@@ -246,14 +246,6 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
         shutil.rmtree(self.source / ".git")
         self.check_applied()
 
-    def test_git_apply_takes_the_patch(self):
-        patch = self.directory / "one.patch"
-        patch.write_bytes(subprocess.check_output([PATCHSET, "patch"]))
-        self.run_command("git", "init", "-q", ".", cwd=self.source)
-        self.run_command("git", "apply", patch, cwd=self.source)
-        shutil.rmtree(self.source / ".git")
-        self.check_applied()
-
     def test_a_hunk_fails(self):
         """Nothing is changed, whichever patch is the one."""
         for kind, path, *_ in listed():
@@ -307,16 +299,7 @@ class ReleaseTest(support.FakeTreeTestCase):
 
     def setUp(self):
         super().setUp()
-        support.write(self.tree / "Objects/obmalloc.c.3.11.patch", """\
-            --- a/Objects/obmalloc.c
-            +++ b/Objects/obmalloc.c
-            @@ -3,2 +3,3 @@
-             three
-            +older hook
-             four
-            """)
-        with open(self.tree / "build-aux/cpython-releases", "a") as file:
-            file.write("3.11.2 0 Python-3.11.2.tar.xz bookworm python3.11\n")
+        self.add_older_series()
 
     def test_list(self):
         for release, file in [("3.13.99", "Objects/obmalloc.c.patch"),
