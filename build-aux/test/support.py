@@ -153,7 +153,7 @@ FAKE_CPYTHON = {
         \t@mkdir -p $(DESTDIR)$(prefix)/bin
         \t@cp python $(DESTDIR)$(prefix)/bin/python3.13
         clean:
-        \t@rm -f python
+        \t@rm -f *.o
         """,
 }
 

@@ -367,9 +367,18 @@ class MakeTest(support.FakeTreeTestCase):
         self.configure()
         self.make()
         self.make("build-unpatched")
+        # What tests leave
+        for path in ["build/default/object.o", "build/ctests/gcc",
+                     "build-aux/test/__pycache__/support.cpython-313.pyc"]:
+            support.write(self.tree / path, "compiled\n")
+        support.write(self.tree / "build/bench/report.html", "measured\n")
         self.make("clean")
-        self.assertEqual(list(self.tree.glob("build/*/python")), [])
-        self.assertFalse((self.tree / "python").exists())
+        left = support.contents(self.tree)
+        for path in left:
+            self.assertNotRegex(
+                path, r"(^|/)(python|launcher|gcc)$|\.(o|pyc)$")
+        self.assertIn("build/bench/report.html", left)
+        self.assertIn("build/default/Makefile", left)
         self.make()
         self.make("distclean")
         self.assertEqual(support.contents(self.tree), before)
