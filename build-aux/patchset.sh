@@ -34,7 +34,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 releases=$root/build-aux/cpython-releases
 
 # The folders of CPython's tree in which a plain file is a new file.
-folders='Doc Include Lib Misc Modules Objects PC PCbuild Parser Programs Python Tools'
+folders='Doc Include InternalDocs Lib Misc Modules Objects PC PCbuild Parser Programs Python Tools'
 
 # Of this folder, no more than the benchmark goes into a CPython tree: the tool
 # for users and what measures and tests it all from outside stay here.
