@@ -190,7 +190,7 @@ def run_stress(tally, hugepages):
         return
     status, lines = run([str(hugepages / "python"),
                          str(TOP / "Tools" / "pymalloc_hugepages"
-                             / "stress_fork.py"),
+                             / "stress" / "stress_fork.py"),
                          "--forks", str(STRESS_FORKS)])
     if status == 0 and lines:
         tally.passed += 1

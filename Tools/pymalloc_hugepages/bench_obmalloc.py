@@ -4,7 +4,7 @@
 They are those of the proposal for huge pages under pymalloc's arenas.  Each
 runs once, with the garbage collector off; "all" runs every one of them, and
 --list prints their names.  Nothing is timed here: a run is meant to be
-measured from outside (perf stat, or bench_driver.py beside this file).
+measured from outside, as perf stat does.
 
 With --loops N, before the names, each runs N times in this one process, and
 prints the seconds that each turn took, a line each.

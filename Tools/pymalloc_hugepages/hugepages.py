@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 """Find out whether CPython's small objects are on huge pages, and put them
-there.  hugepages.1 is the manual page; --help tells the rest."""
+there.  hugepages/hugepages.1 is the manual page; --help tells the rest."""
 
 import sys
 
 try:
-    from hugepageslib.cli import main
+    # This is the package beside this file: where a folder has both, a package
+    # wins over a module of the same name.
+    from hugepages.cli import main
 except KeyboardInterrupt:
     sys.exit(130)
 

@@ -13,7 +13,7 @@ from support import HUGEPAGES, TOP, UNPATCHED
 # The lock is for this module, too.
 from test_embedding import Tree, pool_of, setUpModule
 
-sys.path.insert(0, str(TOP / "Tools" / "pymalloc_hugepages"))
+sys.path.insert(0, str(TOP / "Tools/pymalloc_hugepages/bench"))
 
 import bench_memory
 from bench_memory import MIB, Program

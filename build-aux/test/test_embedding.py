@@ -20,7 +20,7 @@ import unittest
 import support
 from support import HUGEPAGES, TOP, UNPATCHED
 
-sys.path.insert(0, str(TOP / "Tools" / "pymalloc_hugepages"))
+sys.path.insert(0, str(TOP / "Tools/pymalloc_hugepages/bench"))
 
 from benchlib import BenchError, memory
 

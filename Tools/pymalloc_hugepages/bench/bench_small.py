@@ -6,6 +6,7 @@ The command line is that of bench_obmalloc.py.  The garbage collector is on.
 
 import sys
 
+import benchlib         # lets bench_obmalloc be found
 import bench_obmalloc
 
 

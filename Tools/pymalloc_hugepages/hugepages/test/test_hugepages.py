@@ -1,4 +1,4 @@
-"""Tests of hugepages.py: python3 test_hugepages.py
+"""Tests of hugepages.py.
 
 What depends on the kernel is tested on trees of files that look like /proc,
 /sys and /etc, and once more for real.  Programs that write the statistics of a
@@ -24,14 +24,14 @@ import types
 import unittest
 from unittest import mock
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, HERE)
+from hugepages import ToolError, cli, malloc, process, reserve, run
 
-from hugepageslib import ToolError, cli, malloc, process, reserve, run
+from .support import call
 
 
-TOOL = os.path.join(HERE, "hugepages.py")
-MANUAL = os.path.join(HERE, "hugepages.1")
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TOOL = f"{PACKAGE}.py"
+MANUAL = os.path.join(PACKAGE, "hugepages.1")
 MIB = 1 << 20
 LINUX = sys.platform == "linux"
 POOL = "sys/kernel/mm/hugepages/hugepages-2048kB"
@@ -178,10 +178,7 @@ class TestCase(unittest.TestCase):
 
     def main(self, *args):
         """Call main() here; return (status, stdout, stderr)."""
-        with contextlib.redirect_stdout(io.StringIO()) as out, \
-                contextlib.redirect_stderr(io.StringIO()) as err:
-            status = cli.main(args)
-        return status, out.getvalue(), err.getvalue()
+        return call(cli.main, *args)
 
 
 class SmapsTests(TestCase):
@@ -1848,7 +1845,7 @@ class CommandLineTests(TestCase):
                                  r"\Ahugepages.py: .* is for Linux; .*\n\Z")
             # status without a process is for all.
             module = cli._select(cli.parse_arguments(["status"]))
-            self.assertEqual(module.__name__, "hugepageslib.system_status")
+            self.assertEqual(module.__name__, "hugepages.system_status")
 
     @requires_linux
     def test_starts_without_what_windows_lacks(self):
@@ -1862,8 +1859,8 @@ for name in ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGPIPE",
              "sigwaitinfo", "pthread_sigmask"):
     delattr(signal, name)
 sys.platform = "win32"
-sys.path.insert(0, {HERE!r})
-from hugepageslib import cli
+sys.path.insert(0, {os.path.dirname(PACKAGE)!r})
+from hugepages import cli
 sys.exit(cli.main(["reserve", "5"]))
 """
         done = subprocess.run([sys.executable, "-c", program],
@@ -1871,7 +1868,3 @@ sys.exit(cli.main(["reserve", "5"]))
         self.assertEqual((done.returncode, done.stderr), (
             2, "hugepages.py: reserve is for Linux; on this system there is: "
             "hugepages.py status\n"))
-
-
-if __name__ == "__main__":
-    unittest.main()

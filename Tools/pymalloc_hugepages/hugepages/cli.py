@@ -37,7 +37,7 @@ exit status:
   run has the status of the command, 128+N if signal N ended it, 126 if it
   cannot be executed, 127 if there is no such command.
 
-hugepages.1 beside this file is the manual page: man -l hugepages.1
+hugepages/hugepages.1 is the manual page: man -l hugepages/hugepages.1
 """
 
 STATUS = """\
@@ -51,7 +51,7 @@ of arenas on each kind of page, page faults, wall time.
 
 With --malloc, set the C library's own tunables for buffers above pymalloc's
 limit as well, and print one line that says which.  It needs glibc 2.26.
-malloc.rst tells what they do and what they cost.
+docs/malloc.rst tells what they do and what they cost.
 
 The numbers of arenas are the interpreters' own.  Those of a process that wrote
 none (it ran with -E or -I, or ended by os._exit(), exec() or a signal) are

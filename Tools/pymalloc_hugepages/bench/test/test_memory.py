@@ -1,21 +1,16 @@
-"""Tests of bench_memory.py: python3 test_memory.py"""
+"""Tests of bench_memory.py."""
 
-import contextlib
-import io
 import json
-import os
-import pathlib
 import sys
-import tempfile
 import unittest
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-import bench_memory
-from bench_memory import MIB, Program
 from benchlib import BenchError
 from benchlib.measure import Configuration
+import bench_memory
+from bench_memory import MIB, Program
+from hugepages.test.support import call
+
+from .support import ScratchDirectory
 
 
 THIS = Configuration("this", sys.executable)
@@ -33,7 +28,7 @@ def hold(mib):
 
 
 @unittest.skipUnless(sys.platform == "linux", "needs Linux")
-class RunTest(unittest.TestCase):
+class RunTest(ScratchDirectory):
 
     def test_measures(self):
         result = bench_memory.run(THIS, Program(hold, {}), mib=100)
@@ -63,20 +58,15 @@ class RunTest(unittest.TestCase):
         self.assertEqual(lives, [True, False])
 
     def test_command_line(self):
-        output = io.StringIO()
-        with tempfile.TemporaryDirectory() as directory, \
-                contextlib.redirect_stdout(output), \
-                contextlib.redirect_stderr(io.StringIO()):
-            file = os.path.join(directory, "file.json")
-            status = bench_memory.main([
-                "--config", f"a={sys.executable}",
-                "--config", f"b={sys.executable}", "--program", "start",
-                "--program", "preforked", "--runs", "2", "--wait", "0",
-                "--json", file])
-            with open(file) as opened:
-                results = json.load(opened)
+        file = self.directory / "file.json"
+        status, output, _ = call(
+            bench_memory.main, "--config", f"a={sys.executable}",
+            "--config", f"b={sys.executable}", "--program", "start",
+            "--program", "preforked", "--runs", "2", "--wait", "0",
+            "--json", str(file))
         self.assertEqual(status, 0)
-        lines = output.getvalue().splitlines()
+        results = json.loads(file.read_text())
+        lines = output.splitlines()
         self.assertRegex(lines[1], r"^\\ +a +b$")
         self.assertRegex(lines[3], r"^``-c pass``: peak +[\d.]+ +[\d.]+$")
         self.assertTrue(lines[5].startswith("the same, after 0 s"), lines)
@@ -111,11 +101,8 @@ another  2 of 3  1 of 1
 
     def test_wrong_arguments(self):
         for arguments in (["--config", "a"], ["--runs", "0"]):
-            with contextlib.redirect_stderr(io.StringIO()) as errors:
-                self.assertEqual(bench_memory.main(
-                    ["--config", f"x={sys.executable}", *arguments]), 2)
-            self.assertRegex(errors.getvalue(), r"^bench_memory.py: .+\n$")
-
-
-if __name__ == "__main__":
-    unittest.main()
+            status, _, errors = call(
+                bench_memory.main, "--config", f"x={sys.executable}",
+                *arguments)
+            self.assertEqual(status, 2)
+            self.assertRegex(errors, r"^bench_memory.py: .+\n$")

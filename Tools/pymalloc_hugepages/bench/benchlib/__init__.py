@@ -14,6 +14,13 @@
 Units everywhere: seconds and bytes, unless a name says otherwise.
 """
 
+import pathlib
+import sys
+
+# bench_obmalloc.py, which alone goes into a CPython tree, and the package
+# hugepages are in the folder above the benchmarks.
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+
 
 class BenchError(Exception):
     """What the user must be told in one line: what, why, what to do."""

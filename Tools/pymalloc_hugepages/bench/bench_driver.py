@@ -14,13 +14,13 @@ import random
 import signal
 import sys
 
+from benchlib import BenchError, Interrupted
+from benchlib import measure, memory, page, plot, process, report
+from benchlib.progress import Progress
 import bench_obmalloc
 import bench_programs
 import bench_scale
 import bench_small
-from benchlib import BenchError, Interrupted
-from benchlib import measure, memory, page, plot, process, report
-from benchlib.progress import Progress
 
 
 # Runs whose median is the peak memory of what --small measures: from one run

@@ -8,6 +8,7 @@ takes between a third of a second and two, of which start-up is little.
 
 import sys
 
+import benchlib         # lets bench_obmalloc be found
 import bench_obmalloc
 
 

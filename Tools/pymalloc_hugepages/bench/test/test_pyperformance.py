@@ -1,4 +1,4 @@
-"""Tests of bench_pyperformance.py: python3 test_pyperformance.py
+"""Tests of bench_pyperformance.py.
 
 They run with a stand-in for the environment in which pyperformance and pyperf
 are, so that they need no network and know what each run gives.
@@ -10,23 +10,19 @@ import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
-import time
 import unittest
 from unittest import mock
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-import bench_pyperformance
 from benchlib import BenchError, measure, memory, suite
 from benchlib.progress import Progress
-from test_bench import FakeKernelPool
+import bench_pyperformance
+
+from .support import (
+    BENCH, FakeKernelPool, ProgramTestCase, ScratchDirectory, run)
 
 
-SCRIPT = HERE / "bench_pyperformance.py"
+SCRIPT = BENCH / "bench_pyperformance.py"
 
 # The interpreter of the environment: knows the commands of the two modules
 # that are used, and tells of FAKE_BENCHMARK as the command of a benchmark.
@@ -110,13 +106,13 @@ with open(options["--output"], "w") as file:
 """
 
 
-class SuiteTests(unittest.TestCase):
+class SuiteTests(ProgramTestCase):
     """The whole program as a process."""
 
+    program = "bench_pyperformance.py"
+
     def setUp(self):
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = pathlib.Path(directory.name)
+        super().setUp()
         # As the program does, with the path made a plain one.
         configuration = measure.parse_configuration(f"a={sys.executable}")
         tool = suite.Tool(str(self.directory),
@@ -133,17 +129,15 @@ class SuiteTests(unittest.TestCase):
                                 PIP_FIND_LINKS="")
 
     def arguments(self, *more, configs=("base", "huge,switch=thp")):
-        command = [sys.executable, SCRIPT, "--directory", self.directory]
+        command = [SCRIPT, "--directory", self.directory]
         for config in configs:
             label, comma, rest = config.partition(",")
             command += ["--config", f"{label}={sys.executable}{comma}{rest}"]
         return [*command, *more]
 
     def run_suite(self, *more, configs=("base", "huge,switch=thp"), **env):
-        return subprocess.run(
-            self.arguments(*more, configs=configs),
-            env=dict(self.environment, **env), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, universal_newlines=True)
+        return run(*self.arguments(*more, configs=configs),
+                   env=dict(self.environment, **env))
 
     def lines(self, name):
         return [json.loads(line) for line in
@@ -159,14 +153,6 @@ class SuiteTests(unittest.TestCase):
     def results(self, label):
         return json.loads(
             (self.folder() / f"{label}.json").read_text())["names"]
-
-    def assert_one_line(self, done, pattern, status=2):
-        self.assertEqual(done.returncode, status, done.stderr)
-        lines = [line for line in done.stderr.splitlines()
-                 if line.startswith("bench_pyperformance.py: ")]
-        self.assertEqual(len(lines), 1, done.stderr)
-        self.assertRegex(lines[0], pattern)
-        self.assertNotIn("Traceback", done.stderr)
 
     def test_configurations_take_turns(self):
         done = self.run_suite("--benchmark", "one", "--benchmark", "two",
@@ -288,28 +274,10 @@ class SuiteTests(unittest.TestCase):
         self.assertIn("Problem: bad left out", done.stdout)
 
     def test_stopped_by_a_signal(self):
-        suite_ = subprocess.Popen(
-            self.arguments("--benchmark", "one", "--benchmark", "two"),
-            env=dict(self.environment, FAKE_SUITE="hang=two"),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True)
-        hanging = self.directory / "hanging"
-        try:
-            deadline = time.monotonic() + 60
-            while not hanging.exists() or not hanging.stat().st_size:
-                self.assertIsNone(suite_.poll())
-                self.assertLess(time.monotonic(), deadline)
-                time.sleep(0.01)
-            suite_.send_signal(signal.SIGINT)
-            stdout, stderr = suite_.communicate(timeout=60)
-        finally:
-            if suite_.poll() is None:
-                suite_.kill()
-                suite_.communicate()
-        self.assertEqual(suite_.returncode, 128 + signal.SIGINT, stderr)
-        self.assertNotIn("Traceback", stderr)
-        with self.assertRaises(ProcessLookupError):
-            os.kill(int(hanging.read_text()), 0)
+        stdout = self.stop(
+            signal.SIGINT, self.directory / "hanging",
+            *self.arguments("--benchmark", "one", "--benchmark", "two"),
+            env=dict(self.environment, FAKE_SUITE="hang=two"))
         for label in ("base", "huge"):
             self.assertEqual(self.results(label), ["one"])
         self.assertIn("| table of base.json huge.json\n", stdout)
@@ -332,11 +300,9 @@ chmod +x "$4/bin/python"
 """
 
 
-class ToolTests(unittest.TestCase):
+class ToolTests(ScratchDirectory):
     def setUp(self):
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = pathlib.Path(directory.name)
+        super().setUp()
         self.interpreter = self.directory / "python"
         self.interpreter.write_text(f"#!/bin/sh\n{FAKE_INTERPRETER}")
         self.interpreter.chmod(0o755)
@@ -401,7 +367,7 @@ class ReasonTests(unittest.TestCase):
                 self.assertEqual(suite._reason(output, 7), expected)
 
 
-class PoolTests(unittest.TestCase):
+class PoolTests(ScratchDirectory):
     def pages(self, pool, available):
         session = {"configurations": [{"label": "a", "pool": pool}],
                    "benchmarks": []}
@@ -418,30 +384,25 @@ class PoolTests(unittest.TestCase):
         self.assertEqual(self.pages("auto", gib), 128)
 
     def test_pool_that_cannot_be_had_stops_its_configuration_only(self):
-        with tempfile.TemporaryDirectory() as directory:
-            os.mkdir(os.path.join(directory, "logs"))
-            configurations = [measure.Configuration("a", "/a"),
-                              measure.Configuration("b", "/b", pool="500")]
-            session = {"configurations": [{"label": c.label, "pool": c.pool}
-                                          for c in configurations],
-                       "benchmarks": ["one", "two"], "rounds": 2, "flags": [],
-                       "runs": [], "failures": [], "problems": []}
-            tool = mock.Mock()
-            tool.run = lambda configuration, command, options, log, results: (
-                pathlib.Path(results).write_text('{"benchmarks": []}'))
-            runs = suite.Suite(session, directory, configurations, tool,
-                               FakeKernelPool(directory),
-                               Progress(io.StringIO()))
-            # Merging is pyperf's work.
-            with mock.patch.object(runs, "_merge"):
-                runs.size_pools()
-                runs.measure()
+        (self.directory / "logs").mkdir()
+        configurations = [measure.Configuration("a", "/a"),
+                          measure.Configuration("b", "/b", pool="500")]
+        session = {"configurations": [{"label": c.label, "pool": c.pool}
+                                      for c in configurations],
+                   "benchmarks": ["one", "two"], "rounds": 2, "flags": [],
+                   "runs": [], "failures": [], "problems": []}
+        tool = mock.Mock()
+        tool.run = lambda configuration, command, options, log, results: (
+            pathlib.Path(results).write_text('{"benchmarks": []}'))
+        runs = suite.Suite(session, self.directory, configurations, tool,
+                           FakeKernelPool(self.directory),
+                           Progress(io.StringIO()))
+        # Merging is pyperf's work.
+        with mock.patch.object(runs, "_merge"):
+            runs.size_pools()
+            runs.measure()
         self.assertEqual([(run["benchmark"], run["configuration"])
                           for run in session["runs"]],
                          [("one", "a"), ("two", "a")] * 2)
         (problem,) = session["problems"]
         self.assertIn("b left out: the kernel gave only 98 of 500", problem)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -1,4 +1,4 @@
-"""Tests of hugepages.py status without a process: python3 test_system.py
+"""Tests of hugepages.py status without a process.
 
 What the kernel says comes from the recorded systems in recorded/.
 """
@@ -20,13 +20,12 @@ import types
 import unittest
 from unittest import mock
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from hugepageslib import system, system_status, verdict, windows
+from hugepages import system, system_status, verdict, windows
 
 
-RECORDED = HERE / "recorded"
+PACKAGE = pathlib.Path(__file__).resolve().parent.parent
+TOOL = PACKAGE.with_suffix(".py")
+RECORDED = PACKAGE / "test" / "recorded"
 MIB = 1 << 20
 GIB = 1 << 30
 POOL = "sys/kernel/mm/hugepages/hugepages-2048kB"
@@ -421,9 +420,9 @@ class WindowsTest(unittest.TestCase):
 class SourceTest(unittest.TestCase):
 
     def test_python_3_9(self):
-        files = sorted((HERE / "hugepageslib").glob("*.py"))
+        files = sorted(PACKAGE.glob("*.py"))
         self.assertIn("system.py", [file.name for file in files])
-        for file in [*files, HERE / "hugepages.py"]:
+        for file in [*files, TOOL]:
             with self.subTest(file.name):
                 ast.parse(file.read_text(), feature_version=(3, 9))
 
@@ -433,7 +432,7 @@ class RealTest(unittest.TestCase):
 
     def run_tool(self, *args):
         return subprocess.run(
-            [sys.executable, str(HERE / "hugepages.py"), "status", *args],
+            [sys.executable, str(TOOL), "status", *args],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def test_json(self):
@@ -475,7 +474,3 @@ class RealTest(unittest.TestCase):
                              name)
         self.assertEqual([pool.page_size for pool in recorded.pools],
                          [pool.page_size for pool in real.pools])
-
-
-if __name__ == "__main__":
-    unittest.main()

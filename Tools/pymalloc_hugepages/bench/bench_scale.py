@@ -8,6 +8,7 @@ the same as the work grows is what these are for.
 
 import sys
 
+import benchlib         # lets bench_obmalloc be found
 import bench_obmalloc
 
 

@@ -373,8 +373,8 @@ def notes(results):
         lines.append("Before each run of a workload that needs more memory "
                      "than that, as much as it needs was touched and freed")
     if results.get("loops", 1) > 1:
-        lines.append(f"Each run takes {results['loops']} turns in one process; "
-                     "the time of one turn is their median")
+        lines.append(f"Each run takes {results['loops']} turns in one "
+                     "process; the time of one turn is their median")
     if results["memory"]:
         runs = results.get("memory_runs", 1)
         lines.append("Resident memory includes transparent huge pages, but "

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure what the recipe for large buffers costs in memory (malloc.rst).
+"""Measure what the recipe for large buffers costs in memory (docs/malloc.rst).
 
 Runs an interpreter as it is and with glibc's tunable of hugepages.py run
 --malloc, and prints what its processes have in memory, in MiB:
@@ -23,7 +23,7 @@ import subprocess
 import sys
 
 from benchlib import BenchError, last_line, memory
-from hugepageslib import malloc
+from hugepages import malloc
 
 
 # What each program begins with.  build() makes buffers of sizes from low to

@@ -77,7 +77,7 @@ def _json(results):
 
 
 def render(results):
-    """The whole page as text.  Raise BenchError if there is nothing to show, or
+    """The whole page as text.  Raise BenchError if there is nothing to show or
     a plot cannot be drawn."""
     if not results["runs"]:
         raise BenchError("no page: there is no result to show")

@@ -1,4 +1,4 @@
-"""The parts of hugepages.py, the command that is in the folder above.
+"""The parts of hugepages.py, the command in the folder above.
 
 system.py and windows.py find out what the system offers, verdict.py decides
 what that means for arenas, process.py looks at a running process, malloc.py

@@ -1,5 +1,4 @@
-"""Tests of the report as a page (bench_driver.py --html): python3 test_report.py
-"""
+"""Tests of the report as a page: bench_driver.py --html."""
 
 import html.parser
 import json
@@ -12,14 +11,11 @@ import sys
 import tempfile
 import unittest
 
-HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
 from benchlib import BenchError, page, plot, report
-from test_bench import fake_results
+
+from .support import DRIVER, ScratchDirectory, fake_results, run
 
 
-DRIVER = HERE / "bench_driver.py"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Elements without an end tag.
 VOID = {"meta", "img", "br", "link", "input", "hr"}
@@ -75,7 +71,7 @@ class Document(html.parser.HTMLParser):
 
 
 @requires_gnuplot
-class PageTest(unittest.TestCase):
+class PageTest(ScratchDirectory):
 
     def test_contents(self):
         results = fake_results()
@@ -128,35 +124,27 @@ class PageTest(unittest.TestCase):
                                   page.render(slower)))
 
     def test_write(self):
-        with tempfile.TemporaryDirectory() as directory:
-            path = os.path.join(directory, "page.html")
-            page.write(fake_results(), path)
-            self.assertEqual(os.listdir(directory), ["page.html"])
-            with self.assertRaisesRegex(BenchError, "there is no result"):
-                page.write(fake_results(runs=[]), path)
-            self.assertEqual(os.listdir(directory), ["page.html"])
-            with self.assertRaisesRegex(BenchError, "no page: "):
-                page.write(fake_results(), f"{directory}/none/page.html")
+        path = self.path("page.html")
+        page.write(fake_results(), path)
+        self.assertEqual(os.listdir(self.directory), ["page.html"])
+        with self.assertRaisesRegex(BenchError, "there is no result"):
+            page.write(fake_results(runs=[]), path)
+        self.assertEqual(os.listdir(self.directory), ["page.html"])
+        with self.assertRaisesRegex(BenchError, "no page: "):
+            page.write(fake_results(), self.path("none/page.html"))
 
     def test_driver(self):
-        with tempfile.TemporaryDirectory() as directory:
-            results = os.path.join(directory, "results.json")
-            with open(results, "w") as file:
-                json.dump(fake_results(), file)
-            path = os.path.join(directory, "page.html")
-            done = subprocess.run(
-                [sys.executable, DRIVER, "--report", results, "--html", path],
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            self.assertEqual((done.returncode, done.stderr), (0, ""))
-            with open(path) as file:
-                self.assertEqual(json.loads(Document(file.read()).json),
-                                 fake_results())
-            done = subprocess.run(
-                [sys.executable, DRIVER, "--report", results, "--html",
-                 f"{directory}/none/page.html"],
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-            self.assertNotEqual(done.returncode, 0)
-            self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+        results = self.directory / "results.json"
+        results.write_text(json.dumps(fake_results()))
+        path = self.directory / "page.html"
+        done = run(DRIVER, "--report", results, "--html", path)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual(json.loads(Document(path.read_text()).json),
+                         fake_results())
+        done = run(DRIVER, "--report", results, "--html",
+                   self.path("none/page.html"))
+        self.assertNotEqual(done.returncode, 0)
+        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
 
 
 @requires_gnuplot
@@ -226,7 +214,3 @@ class BrowserTest(unittest.TestCase):
                        f"--screenshot={picture}")
         self.assertEqual(picture.read_bytes()[:4], b"\x89PNG")
         self.assertGreater(picture.stat().st_size, 10_000)
-
-
-if __name__ == "__main__":
-    unittest.main()
