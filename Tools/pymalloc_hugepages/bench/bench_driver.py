@@ -8,20 +8,22 @@ interpreters and settings, under perf stat or perf record.  Needs Linux, Python
 and --html.
 """
 
-import argparse
 import os
 import random
 import signal
 import sys
 
 from benchlib import BenchError, Interrupted
-from benchlib import measure, memory, page, plot, process, report
+from benchlib import (
+    command, files, measure, memory, page, plot, process, report)
 from benchlib.progress import Progress
 import bench_obmalloc
 import bench_programs
 import bench_scale
 import bench_small
 
+
+PROGRAM = "bench_driver.py"
 
 # Runs whose median is the peak memory of what --small measures: from one run
 # to the next it differs by more than it may from one build to the other.
@@ -60,16 +62,8 @@ exit status:
 def parse_arguments(args):
     """The command line, with configurations parsed and defaults filled in."""
     names = [*measure.SCRIPTS, measure.STARTUP]
-    parser = argparse.ArgumentParser(
-        prog="bench_driver.py", description=__doc__, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--config", action="append", metavar="CONFIGURATION", dest="configs",
-        help="measure this configuration (see below); give it several times")
-    what.add_argument(
-        "--report", metavar="FILE",
-        help="measure nothing: show the results in a file of --json")
+    parser = command.make_parser(PROGRAM, description=__doc__, epilog=EPILOG)
+    command.add_configurations(parser, "FILE", "a file of --json")
     parser.add_argument(
         "--workload", action="append", metavar="NAME", dest="workloads",
         help="measure this workload only; give it several times for more; "
@@ -118,17 +112,11 @@ def parse_arguments(args):
                         help="write tables, plots and results as a page, too")
     options = parser.parse_args(args)
 
-    if options.runs < 1:
-        raise BenchError(f"--runs must be 1 or more, not {options.runs}")
-    if options.warm is not None and options.warm < 0:
-        raise BenchError(f"--warm must be 0 or more, not {options.warm}")
-    if options.loops < 1:
-        raise BenchError(f"--loops must be 1 or more, not {options.loops}")
     if options.memory_runs is None:
         options.memory_runs = SMALL_MEMORY_RUNS if options.small else 1
-    if options.memory_runs < 1:
-        raise BenchError("--memory-runs must be 1 or more, not "
-                         f"{options.memory_runs}")
+    command.check_least(options, 1, "runs", "loops", "memory_runs")
+    if options.warm is not None:
+        command.check_least(options, 0, "warm")
     options.workloads = options.workloads or default_workloads(options)
     for name in options.workloads:
         if name not in names:
@@ -195,7 +183,7 @@ def run_benchmark(options):
             session.size_pools()
             session.check_memory()
             session.measure(random.Random(seed),
-                            lambda: measure.save(results, options.json))
+                            lambda: files.save(results, options.json))
     except Interrupted as interruption:
         name = signal.Signals(interruption.signum).name
         results["problems"].append(f"stopped by {name} before the end")
@@ -213,10 +201,6 @@ def show(results, options):
         page.write(results, options.html)
 
 
-def complain(error):
-    print(f"bench_driver.py: {error}", file=sys.stderr)
-
-
 def main(args=None):
     """Return the exit status (see EPILOG)."""
     try:
@@ -230,17 +214,17 @@ def main(args=None):
             process.stop_on_signals()
             results, status = run_benchmark(options)
     except BenchError as error:
-        complain(error)
+        command.complain(PROGRAM, error)
         return 2
     except Interrupted as interruption:
-        complain("stopped before the first run")
+        command.complain(PROGRAM, "stopped before the first run")
         return 128 + interruption.signum
     try:
         if not options.report:
-            measure.save(results, options.json)
+            files.save(results, options.json)
         show(results, options)
     except BenchError as error:
-        complain(error)
+        command.complain(PROGRAM, error)
         status = status or 1
     if status == 0 and results["problems"] and not options.report:
         status = 1

@@ -17,17 +17,16 @@ medians with lower and upper quartile.
 Needs Linux, Python 3.9 or later, and root's rights to change the pool.
 """
 
-import argparse
 import json
-import os
 import random
 import statistics
-import subprocess
 import sys
 
-from benchlib import BenchError, memory
+from benchlib import BenchError, last_line
+from benchlib import command, memory, process
 
 
+PROGRAM = "bench_fork.py"
 KINDS = ("off", "thp", "on", "on-thread")
 
 # Objects of 448 bytes with their header: 36 in a pool of 16 KiB, 128 pools in
@@ -59,20 +58,19 @@ print(json.dumps([pages, results]))
 
 def run(python, kind, arenas, forks):
     """Return the pages that the process had, and pairs of seconds."""
-    env = {name: value for name, value in os.environ.items()
-           if not name.startswith("PYTHON")}
+    env = process.clean_environment()
     switch, _, thread = kind.partition("-")
     env["PYTHON_PYMALLOC_HUGEPAGES"] = switch
     try:
-        result = subprocess.run(
+        result = process.capture(
             [python, "-W", "ignore", "-c", CHILD, str(arenas), str(forks),
-             thread], env=env, capture_output=True, text=True)
+             thread], env=env)
     except OSError as exc:
         raise BenchError(f"cannot run {python}: {exc.strerror}")
     if result.returncode != 0:
-        lines = result.stderr.splitlines() or ["no message"]
-        raise BenchError(f"{kind} with {arenas} arenas ended with status "
-                         f"{result.returncode}: {lines[-1]}")
+        raise BenchError(f"{kind} with {arenas} arenas: "
+                         + (last_line(result.stderr)
+                            or process.describe_status(result.returncode)))
     return json.loads(result.stdout)
 
 
@@ -112,9 +110,7 @@ def measure(options):
 
 
 def parse_arguments(args):
-    parser = argparse.ArgumentParser(
-        prog="bench_fork.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.make_parser(PROGRAM, description=__doc__)
     parser.add_argument("python", help="a patched interpreter")
     parser.add_argument("--arenas", type=int, nargs="+", default=[10, 50, 200],
                         metavar="N", help="(default: 10 50 200)")
@@ -123,9 +119,8 @@ def parse_arguments(args):
     parser.add_argument("--forks", type=int, default=6, metavar="N",
                         help="forks of each process (default: 6)")
     options = parser.parse_args(args)
-    for name, least in ("runs", 2), ("forks", 3):
-        if getattr(options, name) < least:
-            raise BenchError(f"--{name} must be {least} or more")
+    command.check_least(options, 2, "runs")
+    command.check_least(options, 3, "forks")
     if min(options.arenas) < 1:
         raise BenchError("--arenas must be 1 or more")
     return options
@@ -137,7 +132,7 @@ def main(args=None):
         options = parse_arguments(args)
         results = measure(options)
     except BenchError as error:
-        print(f"bench_fork.py: {error}", file=sys.stderr)
+        command.complain(PROGRAM, error)
         return 2
     for (kind, arenas), (first, others, after) in sorted(
             results.items(), key=lambda item: (item[0][1],

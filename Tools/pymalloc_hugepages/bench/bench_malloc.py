@@ -15,16 +15,17 @@ Medians of several runs.  What it gains is bench_driver.py's to measure.  Needs
 Linux and glibc 2.26.
 """
 
-import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 
-from benchlib import BenchError, last_line, memory
+from benchlib import BenchError, last_line
+from benchlib import command, memory, process
 from hugepages import malloc
 
+
+PROGRAM = "bench_malloc.py"
 
 # What each program begins with.  build() makes buffers of sizes from low to
 # high KiB until they have so many MiB, and writes to all of their memory;
@@ -98,8 +99,7 @@ ROWS = (("burst", "peak", "at most"), ("burst", "rss", "after it"),
 def environments(switch, tunables):
     """Two environments: as it is, and with the recipe, given as a value of
     GLIBC_TUNABLES."""
-    plain = {name: value for name, value in os.environ.items()
-             if not name.startswith(("PYTHON", "MALLOC_", malloc.TUNABLES))}
+    plain = process.clean_environment("MALLOC_", malloc.TUNABLES)
     if switch is not None:
         plain["PYTHON_PYMALLOC_HUGEPAGES"] = switch
     return [plain, {**plain, malloc.TUNABLES: tunables}]
@@ -109,16 +109,16 @@ def run(python, program, env):
     """Run a program.  Return sums over its processes, in bytes, by the names
     that memory.current_memory() has."""
     try:
-        process = subprocess.Popen(
+        child = subprocess.Popen(
             [python, "-c", PRELUDE + program], env=env, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     except OSError as error:
         raise BenchError(f"cannot run {python!r}: {error.strerror}")
-    with process:
-        line = process.stdout.readline()
+    with child:
+        line = child.stdout.readline()
         if not line:
             raise BenchError(f"{python!r} failed: "
-                             + last_line(process.stderr.read()))
+                             + last_line(child.stderr.read()))
         found = [memory.current_memory(pid) for pid in json.loads(line)]
     return {name: sum(each[name] for each in found) for name in found[0]}
 
@@ -139,9 +139,7 @@ def measure(options):
 
 def parse_arguments(args):
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="bench_malloc.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.make_parser(PROGRAM, description=__doc__)
     parser.add_argument("python", help="an interpreter")
     parser.add_argument("--switch", metavar="VALUE",
                         help="value of PYTHON_PYMALLOC_HUGEPAGES (default: "
@@ -151,8 +149,7 @@ def parse_arguments(args):
     parser.add_argument("--runs", type=int, default=5, metavar="N",
                         help="runs of each (default: 5)")
     options = parser.parse_args(args)
-    if options.runs < 1:
-        raise BenchError("--runs must be 1 or more")
+    command.check_least(options, 1, "runs")
     return options
 
 
@@ -165,7 +162,7 @@ def main(args=None):
             raise BenchError("the recipe needs glibc 2.26 or later")
         results = measure(options)
     except BenchError as error:
-        print(f"bench_malloc.py: {error}", file=sys.stderr)
+        command.complain(PROGRAM, error)
         return 2
     print(f"{'MiB':<20}{'as it is':>10}{'recipe':>10}")
     for program, figure, what in ROWS:

@@ -10,12 +10,10 @@ Needs Linux and Python 3.9 or later, and root's rights for configurations with
 a pool and for the row with a cgroup.
 """
 
-import argparse
 import ast
 import contextlib
 import dataclasses
 import inspect
-import json
 import os
 import signal
 import statistics
@@ -25,11 +23,12 @@ import tempfile
 import time
 
 from benchlib import BenchError, Interrupted, last_line
-from benchlib import machine, measure, memory
+from benchlib import command, files, machine, measure, memory
 from benchlib.process import describe_status, stop_on_signals
 from benchlib.progress import Progress
 
 
+PROGRAM = "bench_memory.py"
 MIB = memory.MIB
 AUTO_POOL_PAGES = 128
 TIMEOUT_SECONDS = 300       # of one run, beside what it is told to wait
@@ -458,9 +457,7 @@ def table(rows, labels):
 
 def parse_arguments(args):
     names = [program.name for program in PROGRAMS] + ["limited"]
-    parser = argparse.ArgumentParser(
-        prog="bench_memory.py", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.make_parser(PROGRAM, description=__doc__)
     parser.add_argument(
         "--config", action="append", required=True, dest="configurations",
         metavar="LABEL=PATH[,switch=VALUE][,pool=PAGES][,env=NAME=VALUE...]",
@@ -475,8 +472,8 @@ def parse_arguments(args):
     parser.add_argument("--json", metavar="FILE",
                         help="write the value of each run, in bytes")
     options = parser.parse_args(args)
-    if options.runs < 1 or options.wait < 0:
-        raise BenchError("--runs must be 1 or more, --wait 0 or more")
+    command.check_least(options, 1, "runs")
+    command.check_least(options, 0, "wait")
     options.configurations = measure.parse_configurations(
         options.configurations)
     chosen = options.program or names
@@ -492,19 +489,16 @@ def main(args=None):
         described = [measure.describe_configuration(configuration)
                      for configuration in options.configurations]
         with memory.Pool() as pool:
-            rows = measure_all(options, pool,
-                               Progress(program="bench_memory.py"))
+            rows = measure_all(options, pool, Progress(program=PROGRAM))
         if options.json:
-            with open(options.json, "w") as file:
-                json.dump({"machine": machine.describe(), "wait": options.wait,
-                           "configurations": described, "rows": [
-                               {"program": program, "key": key, "row": words,
-                                "values": values}
-                               for (program, key), (words, values)
-                               in rows.items()]}, file, indent=1)
-                file.write("\n")
+            files.save({"machine": machine.describe(), "wait": options.wait,
+                        "configurations": described, "rows": [
+                            {"program": program, "key": key, "row": words,
+                             "values": values}
+                            for (program, key), (words, values)
+                            in rows.items()]}, options.json)
     except (BenchError, OSError) as error:
-        print(f"bench_memory.py: {error}", file=sys.stderr)
+        command.complain(PROGRAM, error)
         return 2
     except Interrupted as interrupted:
         return 128 + interrupted.signum

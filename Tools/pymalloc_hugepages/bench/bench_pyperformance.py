@@ -6,14 +6,13 @@ the benchmarks with one interpreter after the other.  Needs Linux and Python
 3.9 or later; root's rights to reserve huge pages.
 """
 
-import argparse
 import os
 import signal
 import sys
 import time
 
 from benchlib import BenchError, Interrupted
-from benchlib import measure, memory, process, suite
+from benchlib import command, measure, memory, process, suite
 from benchlib.progress import Progress
 
 
@@ -48,16 +47,8 @@ exit status:
 
 def parse_arguments(args):
     """The command line, with configurations parsed."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--config", action="append", metavar="CONFIGURATION", dest="configs",
-        help="measure this configuration (see below); give it several times")
-    what.add_argument(
-        "--report", metavar="FOLDER",
-        help="measure nothing: show the results in a folder of an earlier run")
+    parser = command.make_parser(PROGRAM, description=__doc__, epilog=EPILOG)
+    command.add_configurations(parser, "FOLDER", "a folder of an earlier run")
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--benchmark", action="append", metavar="NAME", dest="benchmarks",
@@ -79,8 +70,7 @@ def parse_arguments(args):
         help="where environments and results go (default: %(default)s)")
     options = parser.parse_args(args)
 
-    if options.rounds < 1:
-        raise BenchError(f"--rounds must be 1 or more, not {options.rounds}")
+    command.check_least(options, 1, "rounds")
     options.flags = (
         ["--debug-single-value"] if options.debug_single_value
         else ["--processes", str(suite.PROCESSES_PER_ROUND)])
@@ -142,10 +132,6 @@ def run_benchmarks(options, progress):
     return tool, folder, session, status
 
 
-def complain(error):
-    print(f"{PROGRAM}: {error}", file=sys.stderr)
-
-
 def main(args=None):
     """Return the exit status (see EPILOG)."""
     try:
@@ -162,15 +148,15 @@ def main(args=None):
             tool, folder, session, status = run_benchmarks(
                 options, Progress(program=PROGRAM))
     except BenchError as error:
-        complain(error)
+        command.complain(PROGRAM, error)
         return 2
     except Interrupted as interruption:
-        complain("stopped before the first run")
+        command.complain(PROGRAM, "stopped before the first run")
         return 128 + interruption.signum
     try:
         print(suite.render(tool, folder, session), end="", flush=True)
     except BenchError as error:
-        complain(error)
+        command.complain(PROGRAM, error)
         status = status or 1
     if options.report:
         return status

@@ -18,10 +18,10 @@ from . import ToolError
 TUNABLES = "GLIBC_TUNABLES"
 FIRST_VERSION = (2, 26)
 
-# The recipe, in bytes.  glibc cuts blocks of up to 32 MiB from a heap.  Its own
-# threshold can grow that far, but no longer does once one is set: with less,
-# loops over larger blocks would be slower than without.  Each heap keeps up to
-# 8 MiB at its end; threads have up to 8 heaps for each processor.
+# The recipe, in bytes.  glibc cuts blocks of up to 32 MiB from a heap.  Its
+# own threshold can grow that far, but no longer does once one is set: with
+# less, loops over larger blocks would be slower than without.  Each heap keeps
+# up to 8 MiB at its end; threads have up to 8 heaps for each processor.
 RECIPE = {
     "glibc.malloc.mmap_threshold": "33554432",
     "glibc.malloc.trim_threshold": "8388608",

@@ -1,14 +1,17 @@
-"""The parts of bench_driver.py and bench_pyperformance.py.
+"""The parts of the benchmarks.
 
+    command     what their command lines have in common
+    process     child processes, and signals that stop the driver
+    files       files of results
     machine     what the machine is
     memory      the pool of huge pages, warming free memory, peak memory
-    process     commands that do not outlive the driver
     perf        one command under perf stat
     profile     one command under perf record
     measure     which run comes when, and what came out of it
     report      tables
     plot        the same as SVG
     page        the same as HTML
+    progress    telling the user how far the driver is
     suite       pyperformance's benchmarks: runs, results, comparison
 
 Units everywhere: seconds and bytes, unless a name says otherwise.

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import tempfile
 import typing
 
@@ -19,7 +18,8 @@ import bench_programs
 import bench_scale
 import bench_small
 
-from . import BenchError, last_line, machine, memory, perf, profile
+from . import BenchError, last_line
+from . import files, machine, memory, perf, process, profile
 
 
 # The script of each workload.
@@ -61,10 +61,8 @@ class Configuration:
     variables: typing.Tuple[typing.Tuple[str, str], ...] = ()
 
     def environment(self):
-        """The environment of a run: that of the driver without any setting
-        for Python, which could change what is measured (PYTHONMALLOC)."""
-        env = {name: value for name, value in os.environ.items()
-               if not name.startswith("PYTHON")}
+        """The environment of a run."""
+        env = process.clean_environment()
         if self.switch is not None:
             env["PYTHON_PYMALLOC_HUGEPAGES"] = self.switch
         env.update(self.variables)
@@ -135,11 +133,8 @@ def describe_configuration(configuration):
     Raise BenchError if the interpreter does not start.
     """
     try:
-        done = subprocess.run(
-            [configuration.path, "-c", _TELL_BUILD],
-            env=configuration.environment(), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True, errors="replace")
+        done = process.capture([configuration.path, "-c", _TELL_BUILD],
+                               env=configuration.environment())
         if done.returncode:
             raise BenchError(last_line(done.stderr)
                              or f"exit status {done.returncode}")
@@ -159,10 +154,8 @@ def preload_problem(configuration):
     """
     if not any(name == "LD_PRELOAD" for name, _ in configuration.variables):
         return None
-    done = subprocess.run(
-        [configuration.path, "-c", "pass"], env=configuration.environment(),
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE, universal_newlines=True, errors="replace")
+    done = process.capture([configuration.path, "-c", "pass"],
+                           env=configuration.environment())
     for line in done.stderr.splitlines():
         if "LD_PRELOAD" in line:
             return f"{line.strip()} Install the library, or give its path"
@@ -415,28 +408,7 @@ def judge_pages(configuration, workload, peak, pool_pages):
     return None
 
 
-def save(results, path):
-    """Write the results to path: all of them, or the old file stays."""
-    temporary = f"{path}.tmp"
-    try:
-        with open(temporary, "w") as file:
-            json.dump(results, file, indent=1)
-            file.write("\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise BenchError(f"cannot write {path!r}: {error.strerror}")
-
-
 def load(path):
-    """Results that save() has written."""
-    try:
-        with open(path) as file:
-            results = json.load(file)
-    except OSError as error:
-        raise BenchError(f"cannot read {path!r}: {error.strerror}")
-    except ValueError:
-        results = None
-    if not isinstance(results, dict) or results.get("format") != FORMAT:
-        raise BenchError(f"{path!r} is not a result file of this driver; "
-                         "give one that --json has written")
-    return results
+    """Results of an earlier run.  Raise BenchError if there are none."""
+    return files.load(path, FORMAT, "a result file of this driver",
+                      "give one that --json has written")

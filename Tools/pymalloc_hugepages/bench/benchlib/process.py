@@ -1,11 +1,25 @@
-"""Child processes that do not outlive the driver, how they ended, and signals
-that stop it."""
+"""Child processes, how they ended, and signals that stop the driver."""
 
 import os
 import signal
 import subprocess
 
 from . import Interrupted
+
+
+def clean_environment(*prefixes):
+    """The environment without any setting for Python, which could change what
+    is measured (PYTHONMALLOC), and without names of other prefixes."""
+    return {name: value for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", *prefixes))}
+
+
+def capture(command, **kwargs):
+    """subprocess.run() of a short command, with what it prints as text."""
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, universal_newlines=True, errors="replace",
+        **kwargs)
 
 
 def run(command, **kwargs):

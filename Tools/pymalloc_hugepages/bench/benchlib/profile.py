@@ -90,11 +90,9 @@ def record(command, env=None, stdout=subprocess.DEVNULL):
             raise perf.PerfFailed(message)
         if status:
             raise perf.CommandFailed(message)
-        done = subprocess.run(
+        done = process.capture(
             ["perf", "report", "-q", "--stdio", "-i", data, "--percent-limit",
-             "0", "-F", "period,dso,sym", "-t", _SEPARATOR],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, universal_newlines=True, errors="replace")
+             "0", "-F", "period,dso,sym", "-t", _SEPARATOR])
     times = parse_report(done.stdout)
     if done.returncode or not any(times.values()):
         raise perf.PerfFailed(last_line(done.stderr)

@@ -112,6 +112,14 @@ class Table:
     rows: typing.List[typing.List[str]]
 
 
+def _rows(workloads, names, cells):
+    """A row for each workload; cells(workload, name) has the texts of one
+    configuration."""
+    return [[workload, *(text for name in names
+                         for text in cells(workload, name))]
+            for workload in workloads]
+
+
 def _header(names):
     """That of a table which compares each configuration with the first."""
     return ["Workload", names[0]] + [
@@ -123,18 +131,15 @@ def event_table(results, event, by_key):
     the median against the first; below, the geometric mean of the changes."""
     was_run = {(r["workload"], r["configuration"]) for r in results["runs"]}
     names = labels(results)
-    rows = []
-    for workload in results["workloads"]:
-        baseline = by_key.get((workload, names[0]))
-        scale = _scale(event, baseline)
-        row = [workload]
-        for name in names:
-            key = workload, name
-            sample = by_key.get(key)
-            row.append(_cell(sample, scale, key in was_run))
-            if name != names[0]:
-                row.append(_percent(change(sample, baseline)))
-        rows.append(row)
+
+    def cells(workload, name):
+        key = workload, name
+        sample, baseline = by_key.get(key), by_key.get((workload, names[0]))
+        yield _cell(sample, _scale(event, baseline), key in was_run)
+        if name != names[0]:
+            yield _percent(change(sample, baseline))
+
+    rows = _rows(results["workloads"], names, cells)
     means = _geometric_means(results, by_key)
     if means:
         rows.append([GEOMETRIC_MEAN, ""]
@@ -245,16 +250,13 @@ def scale_tables(results, by_event):
              times.keys()),
             ("Page faults per MiB of peak memory", faults_per_mib,
              faults.keys() & peaks.keys())):
-        rows = []
-        for workload in units:
-            row = [workload]
-            for name in names:
-                key, base = (workload, name), (first, name)
-                row.append(f"{figure(key):,.1f}" if key in known else NOT_RUN)
-                row.append(_percent(figure(key) / figure(base) - 1
-                                    if {key, base} <= known else None))
-            rows.append(row)
-        found.append(Table(what, header, rows))
+        def cells(workload, name):
+            key, base = (workload, name), (first, name)
+            yield f"{figure(key):,.1f}" if key in known else NOT_RUN
+            yield _percent(figure(key) / figure(base) - 1
+                           if {key, base} <= known else None)
+
+        found.append(Table(what, header, _rows(units, names, cells)))
     return found
 
 
@@ -281,36 +283,31 @@ def memory_table(results):
     peaks = {(m["workload"], m["configuration"]): m
              for m in results["memory"]}
     names = labels(results)
-    rows = []
-    for workload in results["workloads"]:
-        row = [workload]
-        for name in names:
-            peak = peaks.get((workload, name))
-            row.append(NOT_RUN if peak is None else " / ".join(
-                f"{peak[kind] / MIB:.1f}" for kind in ("rss", "hugetlb",
-                                                       "thp")))
-        rows.append(row)
+
+    def cells(workload, name):
+        peak = peaks.get((workload, name))
+        yield NOT_RUN if peak is None else " / ".join(
+            f"{peak[kind] / MIB:.1f}" for kind in ("rss", "hugetlb", "thp"))
+
     return Table("Peak memory and pages really used (MiB: resident / hugetlb "
-                 "/ transparent huge pages)", ["Workload", *names], rows)
+                 "/ transparent huge pages)", ["Workload", *names],
+                 _rows(results["workloads"], names, cells))
 
 
 def peak_table(results):
     """Peak memory in all, and its change against the first configuration."""
     peaks = _peaks(results)
     names = labels(results)
-    rows = []
-    for workload in results["workloads"]:
-        row = [workload]
-        for name in names:
-            peak = peaks.get((workload, name))
-            row.append(NOT_RUN if peak is None else f"{peak:.1f}")
-            if name != names[0]:
-                baseline = peaks.get((workload, names[0]))
-                row.append(_percent(peak / baseline - 1
-                                    if peak and baseline else None))
-        rows.append(row)
+
+    def cells(workload, name):
+        peak = peaks.get((workload, name))
+        baseline = peaks.get((workload, names[0]))
+        yield NOT_RUN if peak is None else f"{peak:.1f}"
+        if name != names[0]:
+            yield _percent(peak / baseline - 1 if peak and baseline else None)
+
     return Table("Peak memory (MiB: resident and hugetlb pages)",
-                 _header(names), rows)
+                 _header(names), _rows(results["workloads"], names, cells))
 
 
 def tables_by_event(results):

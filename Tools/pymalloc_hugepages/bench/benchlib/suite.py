@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 
 from . import BenchError, last_line
-from . import machine, measure, memory, process, report
+from . import files, machine, measure, memory, process, report
 
 
 # What is installed; pinned, so that figures of different days can be compared.
@@ -93,19 +93,9 @@ def new_session(configurations, rounds, flags):
 
 def load_session(folder):
     """What a run has left in a folder.  Raise BenchError if there is none."""
-    path = os.path.join(folder, SESSION)
-    try:
-        with open(path) as file:
-            session = json.load(file)
-    except OSError as error:
-        raise BenchError(f"cannot read {path!r}: {error.strerror}; give a "
-                         "folder that bench_pyperformance.py has written")
-    except ValueError:
-        session = None
-    if not isinstance(session, dict) or session.get("format") != FORMAT:
-        raise BenchError(f"{path!r} is not a session of this program; give a "
-                         "folder that it has written")
-    return session
+    return files.load(os.path.join(folder, SESSION), FORMAT,
+                      "a session of bench_pyperformance.py",
+                      "give a folder that it has written")
 
 
 def pinned():
@@ -142,7 +132,7 @@ class Tool:
                     return
         except OSError:
             pass
-        env = _without_python_variables()
+        env = process.clean_environment()
         try:
             os.makedirs(self._directory, exist_ok=True)
         except OSError as error:
@@ -170,13 +160,10 @@ class Tool:
         # Unbuffered, so that what is printed is in the order of events.
         return [self._python, "-u", "-m", module, *arguments]
 
-    def output(self, module, *arguments, cwd=None):
+    def output(self, module, *arguments):
         """What the module prints.  Raise BenchError if it fails."""
-        done = subprocess.run(
-            self.command(module, *arguments), cwd=cwd,
-            env=_without_python_variables(), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            universal_newlines=True, errors="replace")
+        done = process.capture(self.command(module, *arguments),
+                               env=process.clean_environment())
         if done.returncode:
             raise BenchError(f"{module} {arguments[0]} failed: "
                              + _reason(done.stdout + done.stderr,
@@ -240,11 +227,6 @@ def _common_options(configuration, env, results):
         # The environment of a benchmark has nothing but what is named.
         options += ["--inherit-environ", ",".join(inherited)]
     return options
-
-
-def _without_python_variables():
-    return {name: value for name, value in os.environ.items()
-            if not name.startswith("PYTHON")}
 
 
 # Variables that pip needs where PyPI is not reached directly.
@@ -412,7 +394,7 @@ class Suite:
         os.replace(new, path)
 
     def save(self):
-        measure.save(self._session, os.path.join(self._folder, SESSION))
+        files.save(self._session, os.path.join(self._folder, SESSION))
 
 
 def _of_all_benchmarks(output):

@@ -23,7 +23,7 @@ from unittest import mock
 from xml.etree import ElementTree
 
 from benchlib import (
-    BenchError, measure, memory, page, perf, profile, plot, report)
+    BenchError, files, measure, memory, page, perf, profile, plot, report)
 from benchlib.progress import Progress
 import bench_driver
 import bench_malloc
@@ -864,10 +864,10 @@ class ReportTests(ScratchDirectory):
 
     def test_save_keeps_the_old_file_when_it_fails(self):
         path = self.path("x.json")
-        measure.save(fake_results(), path)
-        with mock.patch("json.dump", side_effect=OSError(28, "full")):
+        files.save(fake_results(), path)
+        with mock.patch("os.replace", side_effect=OSError(28, "full")):
             with self.assertRaisesRegex(BenchError, "full"):
-                measure.save({}, path)
+                files.save({}, path)
         self.assertEqual(measure.load(path), fake_results())
 
     @unittest.skipUnless(shutil.which("gnuplot"), "needs gnuplot")
@@ -908,14 +908,24 @@ class SessionTests(ScratchDirectory):
         return results, measure.Session(results, configurations, pool,
                                         Progress(io.StringIO()))
 
+    @staticmethod
+    def peaks(**mib):
+        """Let the peak memory of each workload be so many MiB."""
+        return mock.patch.object(memory, "peak_memory", lambda command, env: {
+            "rss": mib[command[-1]] * memory.MIB, "hugetlb": 0, "thp": 0})
+
+    @staticmethod
+    def stat():
+        """Let each run under perf take a nanosecond."""
+        return mock.patch.object(perf, "stat",
+                                 lambda *args: {"duration_time": 1.0})
+
     def test_pool_fits_the_need(self):
         configurations = [measure.Configuration("a", "/a"),
                           measure.Configuration("b", "/b", "hugetlb", "auto"),
                           measure.Configuration("c", "/c", pool="7")]
         results, session = self.session(configurations)
-        peaks = {"first": 9 * memory.MIB, "second": 4 * memory.MIB}
-        with mock.patch.object(memory, "peak_memory", lambda command, env: {
-                "rss": peaks[command[-1]], "hugetlb": 0, "thp": 0}):
+        with self.peaks(first=9, second=4):
             session.size_pools()
         self.assertEqual(
             [c["pool_pages"] for c in results["configurations"]],
@@ -954,8 +964,7 @@ class SessionTests(ScratchDirectory):
             results, session = self.session(configurations)
             session.size_pools()
             rounds_saved = []
-            with mock.patch.object(perf, "stat", lambda *args: {
-                    "duration_time": 1.0}):
+            with self.stat():
                 session.measure(random.Random(seed),
                                 lambda: rounds_saved.append(1))
             self.assertEqual(len(rounds_saved), 20)
@@ -973,9 +982,7 @@ class SessionTests(ScratchDirectory):
         configurations = [measure.Configuration("a", "/a"),
                           measure.Configuration("b", "/b", pool="auto")]
         results, session = self.session(configurations)
-        peaks = {"first": 300 * memory.MIB, "second": 4 * memory.MIB}
-        with mock.patch.object(memory, "peak_memory", lambda command, env: {
-                "rss": peaks[command[-1]], "hugetlb": 0, "thp": 0}):
+        with self.peaks(first=300, second=4):
             session.size_pools()
             session.check_memory()
         self.assertEqual([(m["configuration"], m["workload"])
@@ -993,9 +1000,7 @@ class SessionTests(ScratchDirectory):
             results, session = self.session([configuration], workloads=names,
                                             warm_size=asked, rounds=1)
             session.size_pools()
-            with mock.patch.object(memory, "warm") as warm, \
-                 mock.patch.object(perf, "stat", lambda *args: {
-                     "duration_time": 1.0}):
+            with mock.patch.object(memory, "warm") as warm, self.stat():
                 session.measure(random.Random(1), lambda: None)
             self.assertEqual({call.args for call in warm.call_args_list},
                              {(size, 90) for size in expected})
@@ -1019,10 +1024,7 @@ class SessionTests(ScratchDirectory):
                           measure.Configuration("b", "/b", pool="500")]
         results, session = self.session(configurations, rounds=2)
         session.size_pools()
-        with mock.patch.object(memory, "peak_memory", lambda *args: {
-                "rss": 1, "hugetlb": 0, "thp": 0}), \
-             mock.patch.object(perf, "stat", lambda *args: {
-                 "duration_time": 1.0}):
+        with self.peaks(first=1, second=1), self.stat():
             session.check_memory()
             session.measure(random.Random(1), lambda: None)
         self.assertEqual({r["configuration"] for r in results["runs"]}, {"a"})

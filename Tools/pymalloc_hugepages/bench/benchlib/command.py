@@ -1,0 +1,36 @@
+"""What the command lines of the benchmarks have in common."""
+
+import argparse
+import sys
+
+from . import BenchError
+
+
+def make_parser(program, **kwargs):
+    """A parser that leaves the lines of its texts as they are."""
+    return argparse.ArgumentParser(
+        prog=program, formatter_class=argparse.RawDescriptionHelpFormatter,
+        **kwargs)
+
+
+def add_configurations(parser, metavar, results):
+    """Let a run either measure configurations or show earlier results."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--config", action="append", metavar="CONFIGURATION", dest="configs",
+        help="measure this configuration (see below); give it several times")
+    what.add_argument("--report", metavar=metavar,
+                      help=f"measure nothing: show the results in {results}")
+
+
+def check_least(options, least, *names):
+    """Raise BenchError for an option whose number is too small."""
+    for name in names:
+        number = getattr(options, name)
+        if number < least:
+            raise BenchError(f"--{name.replace('_', '-')} must be {least} or "
+                             f"more, not {number}")
+
+
+def complain(program, error):
+    print(f"{program}: {error}", file=sys.stderr)
