@@ -392,7 +392,7 @@ class PackagesTest(support.FakeTreeTestCase):
             #!/bin/sh
             for package; do :; done
             case $package in
-            tk-dev|wine|gnuplot-nox|libjemalloc2) exit 1 ;;
+            tk-dev|wine|linux-perf|libjemalloc2) exit 1 ;;
             esac
             echo installed
             """, mode=0o755)
@@ -424,7 +424,7 @@ class PackagesTest(support.FakeTreeTestCase):
         self.be(1000)
         output = self.packages("build", status=1)
         self.assert_one_error(output, "apt-get install --no-install-recommends "
-                              "gnuplot-nox tk-dev wine")
+                              "linux-perf tk-dev wine")
         self.assertFalse((self.directory / "apt-get-calls").exists())
 
     def test_not_root_another_group(self):
@@ -432,7 +432,7 @@ class PackagesTest(support.FakeTreeTestCase):
         self.be(1000)
         output = self.packages("bench", "rivals", status=1)
         self.assert_one_error(output, "apt-get install --no-install-recommends "
-                              "gnuplot-nox libjemalloc2 tk-dev wine")
+                              "libjemalloc2 linux-perf tk-dev wine")
 
     def test_configure_stops(self):
         self.be(1000)

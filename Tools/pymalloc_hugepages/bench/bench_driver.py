@@ -4,8 +4,7 @@
 Runs the workloads of bench_obmalloc.py and start-up, or those of
 bench_programs.py, bench_scale.py or bench_small.py, with any number of
 interpreters and settings, under perf stat or perf record.  Needs Linux, Python
-3.9 or later and perf; root's rights to reserve huge pages; gnuplot for --plot
-and --html.
+3.9 or later and perf; root's rights to reserve huge pages.
 """
 
 import os
@@ -107,7 +106,7 @@ def parse_arguments(args):
     parser.add_argument("--format", choices=report.FORMATS, default="text",
                         help="form of the tables (default: text)")
     parser.add_argument("--plot", metavar="FILE.svg",
-                        help="draw the results, too")
+                        help="draw times, page faults and TLB misses, too")
     parser.add_argument("--html", metavar="FILE.html",
                         help="write tables, plots and results as a page, too")
     options = parser.parse_args(args)

@@ -4,10 +4,8 @@ the machine, the pages really used, and the results in JSON."""
 import base64
 import html
 import json
-import os
-import tempfile
 
-from . import BenchError, plot, report
+from . import BenchError, files, plot, report
 
 
 _STYLE = """\
@@ -27,8 +25,8 @@ th, td { padding: 0.25rem 0.75rem; text-align: right; white-space: nowrap;
 th:first-child { text-align: left; }
 .less { color: var(--good); }
 .more { color: var(--bad); }
-img { display: block; max-width: 100%; height: auto; background: #fff;
-      border-radius: 4px; margin: 0 0 1rem; }
+img { display: block; width: 100%; max-width: 40rem; height: auto;
+      margin: 0 0 1rem; }
 """
 
 
@@ -59,11 +57,8 @@ def _table(table):
 
 def _picture(results, event, title):
     """The plot of one event as an HTML image."""
-    with tempfile.TemporaryDirectory() as directory:
-        path = os.path.join(directory, "plot.svg")
-        plot.draw(results, path, [event])
-        with open(path, "rb") as file:
-            data = base64.b64encode(file.read()).decode("ascii")
+    picture = plot.render(results, [event])
+    data = base64.b64encode(picture.encode()).decode("ascii")
     names = report.labels(results)
     text = (f"{title} of each workload in percent of {names[0]}: median and "
             "quartiles.  The table below has the figures.")
@@ -77,8 +72,8 @@ def _json(results):
 
 
 def render(results):
-    """The whole page as text.  Raise BenchError if there is nothing to show or
-    a plot cannot be drawn."""
+    """The whole page as text.  Raise BenchError if there is nothing to show.
+    """
     if not results["runs"]:
         raise BenchError("no page: there is no result to show")
     title = ("CPython's small objects on huge pages: "
@@ -117,13 +112,7 @@ def render(results):
 def write(results, path):
     """Write the page to path.  Raise BenchError if that cannot be done; a file
     that was there is then still there."""
-    text = render(results)
-    directory = os.path.dirname(os.path.abspath(path))
     try:
-        with tempfile.TemporaryDirectory(dir=directory) as temporary:
-            written = os.path.join(temporary, "page.html")
-            with open(written, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(written, path)
+        files.write(path, render(results))
     except OSError as error:
         raise BenchError(f"no page: {path!r}: {error.strerror}")

@@ -1,100 +1,172 @@
-"""The tables as one SVG picture, drawn by gnuplot."""
+"""The tables as a picture in SVG: a panel for each event, in it a row for each
+workload, in that a mark for each configuration.
 
-import os
-import subprocess
-import tempfile
+It is 400 units wide, which is the width of a phone, and has no size of its
+own: it fills the width that it is given.  It has no background, and its
+colours are right on light and on dark ones.
+"""
 
-from . import BenchError, last_line, perf, report
+import html
 
-
-_PANEL_HEIGHT = 380     # pixels
-_WIDTH = 1000
-
-
-def _quoted(text):
-    """text as a string of gnuplot's that is taken literally."""
-    return "'" + text.replace("'", "''") + "'"
+from . import BenchError, files, perf, report
 
 
-def _data(results, name, by_key):
-    """A data block: per workload and configuration the median and both
-    quartiles, in percent of the baseline's median."""
-    names = report.labels(results)
-    lines = [f"${name} << EOD"]
-    for workload in results["workloads"]:
-        baseline = by_key.get((workload, names[0]))
-        fields = [workload]
-        for label in names:
-            sample = by_key.get((workload, label))
-            if sample is None or baseline is None or not baseline.median:
-                fields += ["NaN"] * 3
-            else:
-                fields += [f"{value / baseline.median * 100:.2f}" for value in
-                           (sample.median, sample.low, sample.high)]
-        lines.append(" ".join(fields))
-    return lines + ["EOD"]
+_WIDTH = 400
+_MARGIN = 8
+_LINE = 16              # of text
+_CHARACTER = 7          # more than the mean width of one
+_STEP = 10              # from one configuration's mark to the next
+_ROW_SPACE = 10         # between two workloads
+
+# The events of the picture of --plot, which a reader can take in: of those
+# that the machine has counted.  The page has one for each event.
+_CHOSEN = (report.TURN_TIME, perf.WALL_TIME, "page-faults",
+           "dTLB-load-misses")
+
+# In the order of the configurations, then from the start again.  Each has
+# enough contrast with white and with the black of dark pages.
+COLOURS = ("#7c7c7c", "#1f83d6", "#d2691e", "#2c8f4a", "#c2589b", "#188f96",
+           "#8a68d4", "#83801a", "#d94a4a", "#a0714a")
+
+_STYLE = """\
+:root { color-scheme: light dark; font: 12px system-ui, sans-serif; }
+text { fill: #222; }
+.title { font-weight: bold; font-size: 14px; }
+.name, .end { text-anchor: end; }
+.tick { text-anchor: middle; }
+path { fill: none; stroke-linecap: round; }
+.bar { stroke-width: 2; }
+.dot { stroke-width: 7; }
+.grid { stroke: #8888; stroke-width: 0.5; }
+.stock { stroke: #222; stroke-dasharray: 4 3; stroke-linecap: butt; }
+@media (prefers-color-scheme: dark) {
+    text { fill: #ddd; }
+    .stock { stroke: #ddd; }
+}
+""" + "".join(f".c{number} {{ stroke: {colour}; }}\n"
+              for number, colour in enumerate(COLOURS))
 
 
 def shown_events(results):
-    """The events that have a plot: the wall clock and every one counted."""
+    """The events that can be drawn: the wall clock and every one counted."""
     return [event for event, by_key in report.samples(results).items()
             if by_key and event not in perf.CPU_TIMES]
 
 
-def script(results, path, events=None):
-    """The gnuplot script that draws the results to path: the events, or all of
-    shown_events()."""
-    samples = report.samples(results)
-    shown = [(report.title(event), samples[event])
-             for event in events or shown_events(results)]
+def _text(x, y, text, kind=""):
+    label = f' class="{kind}"' if kind else ""
+    return f'<text x="{x:g}" y="{y:g}"{label}>{html.escape(text)}</text>'
+
+
+def _path(kind, data):
+    return f'<path class="{kind}" d="{data}"/>'
+
+
+def _colour(number):
+    return f"c{number % len(COLOURS)}"
+
+
+def _percentages(results, by_key):
+    """{(workload, label): report.Sample in percent of the baseline's median},
+    of what is known."""
+    baseline = report.labels(results)[0]
+    found = {}
+    for (workload, label), sample in by_key.items():
+        base = by_key.get((workload, baseline))
+        if base is not None and base.median:
+            found[workload, label] = report.Sample(*(
+                value / base.median * 100
+                for value in (sample.median, sample.low, sample.high)))
+    return found
+
+
+def _ticks(end):
+    """At most seven round numbers from 0 to end, 100 among them."""
+    step = next(step * 10 ** power for power in range(1, 20)
+                for step in (1, 2, 5) if end <= step * 10 ** power * 5)
+    ticks = {number * step for number in range(int(end / step) + 1)}
+    # What would be too near to the 100.
+    return sorted({tick for tick in ticks if abs(tick - 100) > end / 9}
+                  | {100})
+
+
+def _panel(results, event, by_key, top):
+    """One event.  Return (elements, y of the end)."""
     names = report.labels(results)
-    lines = [
-        f"set terminal svg size {_WIDTH},{_PANEL_HEIGHT * len(shown)} "
-        "noenhanced font 'sans,12' background 'white'",
-        f"set output {_quoted(path)}",
-        "set style data histogram",
-        "set style histogram errorbars gap 1",
-        "set errorbars small front linecolor rgb 'black'",
-        "set style fill solid 0.8 noborder",
-        "set xtics rotate by -30 nomirror",
-        "set yrange [0:*]",
-        "set grid ytics",
-        "set key outside top center horizontal",
-        f"set ylabel {_quoted('% of ' + names[0])}",
-    ]
-    for number, (_, by_key) in enumerate(shown):
-        lines += _data(results, f"panel{number}", by_key)
-    lines.append(f"set multiplot layout {len(shown)},1")
-    for number, (title, _) in enumerate(shown):
-        lines.append(f"set title {_quoted(title + ': median and quartiles')}")
-        lines.append("plot " + ", ".join(
-            f"$panel{number} using {2 + 3 * i}:{3 + 3 * i}:{4 + 3 * i}"
-            f":xtic(1) title {_quoted(name)}"
-            for i, name in enumerate(names)))
-    lines.append("unset multiplot")
-    return "\n".join(lines) + "\n"
+    workloads = results["workloads"]
+    percentages = _percentages(results, by_key)
+    end = 1.02 * max([110, *(each.high for each in percentages.values())])
+    left = 2 * _MARGIN + _CHARACTER * max(map(len, workloads))
+    right = _WIDTH - 2 * _MARGIN - _CHARACTER
+    height = _STEP * len(names) + _ROW_SPACE
+    first = top + 2 * _LINE + _ROW_SPACE / 2
+    bottom = first + height * len(workloads)
+
+    def x_of(percent):
+        return round(left + (right - left) * percent / end, 1)
+
+    ticks = _ticks(end)
+    lines = [_text(_MARGIN, top, report.title(event), "title"),
+             _path("grid", "".join(f"M{x_of(tick):g} {first:g}V{bottom:g}"
+                                   for tick in ticks)),
+             _path("stock", f"M{x_of(100):g} {first:g}V{bottom:g}")]
+    lines += [_text(x_of(tick), top + 2 * _LINE - 4, f"{tick:,}", "tick")
+              for tick in ticks]
+    bars, dots = [""] * len(names), [""] * len(names)
+    for row, workload in enumerate(workloads):
+        y = first + height * row
+        lines.append(_text(left - _MARGIN, y + height / 2 + 4, workload,
+                           "name"))
+        for number, name in enumerate(names):
+            sample = percentages.get((workload, name))
+            if sample is not None:
+                mark = y + (_ROW_SPACE + _STEP) / 2 + _STEP * number
+                bars[number] += (f"M{x_of(sample.low):g} {mark:g}"
+                                 f"H{x_of(sample.high):g}")
+                # A line without length has round ends: a dot.
+                dots[number] += f"M{x_of(sample.median):g} {mark:g}h0"
+    for number, (bar, dot) in enumerate(zip(bars, dots)):
+        if dot:
+            lines += [_path(f"bar {_colour(number)}", bar),
+                      _path(f"dot {_colour(number)}", dot)]
+    return lines, bottom
 
 
-def draw(results, path, events=None):
-    """Write the picture to path; events as for script().  Raise BenchError if
-    that cannot be done; a file that was there is then still there."""
+def render(results, events=None):
+    """The picture as text: of the events, or of those chosen.  Raise
+    BenchError if there is nothing to draw."""
     if not results["runs"]:
         raise BenchError("no plot: there is no result to draw")
-    directory = os.path.dirname(os.path.abspath(path))
+    names = report.labels(results)
+    samples = report.samples(results)
+    y = _MARGIN + _LINE
+    lines = [_text(_MARGIN, y,
+                   f"In percent of {names[0]}.  Dots are medians,"),
+             _text(_MARGIN, y + _LINE, "bars go from the lower to the upper "
+                   "quartile.")]
+    y += _LINE
+    for number, name in enumerate(names):
+        y += _LINE
+        lines += [_path(f"dot {_colour(number)}",
+                        f"M{_MARGIN + 4} {y - 4:g}h0"),
+                  _text(_MARGIN + 14, y, name)]
+    if events is None:
+        events = [event for event in shown_events(results)
+                  if perf.base_name(event) in _CHOSEN]
+    for event in events:
+        panel, y = _panel(results, event, samples[event], y + 2 * _LINE)
+        lines += panel
+    return "\n".join([
+        '<svg xmlns="http://www.w3.org/2000/svg" '
+        f'viewBox="0 0 {_WIDTH} {y + _MARGIN:g}" role="img">',
+        f"<title>{html.escape(', '.join(names))}</title>",
+        f"<style>\n{_STYLE}</style>", *lines, "</svg>"]) + "\n"
+
+
+def draw(results, path):
+    """Write the picture to path.  Raise BenchError if that cannot be done; a
+    file that was there is then still there."""
     try:
-        with tempfile.TemporaryDirectory(dir=directory) as temporary:
-            drawn = os.path.join(temporary, "plot.svg")
-            done = subprocess.run(
-                ["gnuplot", "-"], input=script(results, drawn, events),
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                universal_newlines=True)
-            if done.returncode or not os.path.exists(drawn):
-                raise BenchError(f"gnuplot failed: {last_line(done.stderr)}")
-            os.replace(drawn, path)
-    except FileNotFoundError as error:
-        if error.filename == "gnuplot":
-            raise BenchError("no plot: gnuplot is not installed; on Debian: "
-                             "apt-get install gnuplot-nox")
-        raise BenchError(f"no plot: {path!r}: {error.strerror}")
+        files.write(path, render(results))
     except OSError as error:
         raise BenchError(f"no plot: {path!r}: {error.strerror}")
