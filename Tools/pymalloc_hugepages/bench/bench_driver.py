@@ -42,7 +42,7 @@ configurations:
   with each.
 
 example:
-  bench_driver.py --config default=./python_default \\
+  bench_driver.py --config stock=build/unpatched/python \\
                   --config hugetlb=./python,switch=hugetlb,pool=auto \\
                   --config thp=./python,switch=thp
 
@@ -200,24 +200,17 @@ def show(results, options):
         page.write(results, options.html)
 
 
-def main(args=None):
-    """Return the exit status (see EPILOG)."""
-    try:
-        if sys.platform != "linux":
-            raise BenchError("perf stat and /proc are Linux's; this is "
-                             + sys.platform)
-        options = parse_arguments(args)
-        if options.report:
-            results, status = measure.load(options.report), 0
-        else:
-            process.stop_on_signals()
-            results, status = run_benchmark(options)
-    except BenchError as error:
-        command.complain(PROGRAM, error)
-        return 2
-    except Interrupted as interruption:
-        command.complain(PROGRAM, "stopped before the first run")
-        return 128 + interruption.signum
+def measure_and_show(args):
+    """Return the exit status."""
+    if sys.platform != "linux":
+        raise BenchError("perf stat and /proc are Linux's; this is "
+                         + sys.platform)
+    options = parse_arguments(args)
+    if options.report:
+        results, status = measure.load(options.report), 0
+    else:
+        process.stop_on_signals()
+        results, status = run_benchmark(options)
     try:
         if not options.report:
             files.save(results, options.json)
@@ -228,6 +221,11 @@ def main(args=None):
     if status == 0 and results["problems"] and not options.report:
         status = 1
     return status
+
+
+def main(args=None):
+    """Return the exit status (see EPILOG)."""
+    return command.call(PROGRAM, measure_and_show, args)
 
 
 if __name__ == "__main__":

@@ -126,14 +126,9 @@ def parse_arguments(args):
     return options
 
 
-def main(args=None):
-    """Return the exit status: 0, or 2 if nothing was measured."""
-    try:
-        options = parse_arguments(args)
-        results = measure(options)
-    except BenchError as error:
-        command.complain(PROGRAM, error)
-        return 2
+def measure_and_show(args):
+    """Return the exit status."""
+    results = measure(parse_arguments(args))
     for (kind, arenas), (first, others, after) in sorted(
             results.items(), key=lambda item: (item[0][1],
                                                KINDS.index(item[0][0]))):
@@ -141,6 +136,11 @@ def main(args=None):
               f"  others: {cell(others):27}  then until the child is gone: "
               f"{cell(after)}")
     return 0
+
+
+def main(args=None):
+    """Return the exit status: 0, or 2 if nothing was measured."""
+    return command.call(PROGRAM, measure_and_show, args)
 
 
 if __name__ == "__main__":

@@ -153,22 +153,23 @@ def parse_arguments(args):
     return options
 
 
-def main(args=None):
-    """Return the exit status: 0, or 2 if nothing was measured."""
-    try:
-        options = parse_arguments(args)
-        version = malloc.glibc_version()
-        if version is None or version < malloc.FIRST_VERSION:
-            raise BenchError("the recipe needs glibc 2.26 or later")
-        results = measure(options)
-    except BenchError as error:
-        command.complain(PROGRAM, error)
-        return 2
+def measure_and_show(args):
+    """Return the exit status."""
+    options = parse_arguments(args)
+    version = malloc.glibc_version()
+    if version is None or version < malloc.FIRST_VERSION:
+        raise BenchError("the recipe needs glibc 2.26 or later")
+    results = measure(options)
     print(f"{'MiB':<20}{'as it is':>10}{'recipe':>10}")
     for program, figure, what in ROWS:
         before, after = results[program, figure]
         print(f"{program + ', ' + what:<20}{before:10.1f}{after:10.1f}")
     return 0
+
+
+def main(args=None):
+    """Return the exit status: 0, or 2 if nothing was measured."""
+    return command.call(PROGRAM, measure_and_show, args)
 
 
 if __name__ == "__main__":

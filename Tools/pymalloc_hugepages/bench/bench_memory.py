@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 
-from benchlib import BenchError, Interrupted, last_line
+from benchlib import BenchError, last_line
 from benchlib import command, files, machine, measure, memory
 from benchlib.process import describe_status, stop_on_signals
 from benchlib.progress import Progress
@@ -315,10 +315,10 @@ def set_pool(pool, configuration):
             pool.set_available(int(configuration.pool) if pages is None
                                else pages)
             return
-        except (BenchError, OSError):
+        except (BenchError, OSError) as error:
             # Another process may be changing the pool.
             if seconds is None:
-                raise
+                raise BenchError(f"{configuration.label}: {error}")
             time.sleep(seconds)
 
 
@@ -409,7 +409,7 @@ def measure_all(options, pool, progress):
     if options.limited:
         try:
             rows["limited", "lives"] = measure_limited(options, pool)
-        except BenchError as error:
+        except (BenchError, OSError) as error:
             progress.problem(f"limited left out: {error}")
     progress.clear()
     return rows
@@ -482,29 +482,28 @@ def parse_arguments(args):
     return options
 
 
-def main(args=None):
-    """Return the exit status: 0, or 2 if nothing was measured."""
-    try:
-        options = parse_arguments(args)
-        described = [measure.describe_configuration(configuration)
-                     for configuration in options.configurations]
-        with memory.Pool() as pool:
-            rows = measure_all(options, pool, Progress(program=PROGRAM))
-        if options.json:
-            files.save({"machine": machine.describe(), "wait": options.wait,
-                        "configurations": described, "rows": [
-                            {"program": program, "key": key, "row": words,
-                             "values": values}
-                            for (program, key), (words, values)
-                            in rows.items()]}, options.json)
-    except (BenchError, OSError) as error:
-        command.complain(PROGRAM, error)
-        return 2
-    except Interrupted as interrupted:
-        return 128 + interrupted.signum
+def measure_and_show(args):
+    """Return the exit status."""
+    options = parse_arguments(args)
+    described = [measure.describe_configuration(configuration)
+                 for configuration in options.configurations]
+    with memory.Pool() as pool:
+        rows = measure_all(options, pool, Progress(program=PROGRAM))
     print(table(rows.values(),
                 [each.label for each in options.configurations]))
+    if options.json:
+        files.save({"machine": machine.describe(), "wait": options.wait,
+                    "configurations": described, "rows": [
+                        {"program": program, "key": key, "row": words,
+                         "values": values}
+                        for (program, key), (words, values)
+                        in rows.items()]}, options.json)
     return 0
+
+
+def main(args=None):
+    """Return the exit status: 0, or 2 after an error."""
+    return command.call(PROGRAM, measure_and_show, args)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ configurations:
   pyperformance.
 
 example:
-  bench_pyperformance.py --config default=./python_default \\
+  bench_pyperformance.py --config stock=build/unpatched/python \\
                          --config thp=./python,switch=thp
 
 files:
@@ -132,27 +132,20 @@ def run_benchmarks(options, progress):
     return tool, folder, session, status
 
 
-def main(args=None):
-    """Return the exit status (see EPILOG)."""
-    try:
-        if sys.platform != "linux":
-            raise BenchError(f"/proc is Linux's; this is {sys.platform}")
-        options = parse_arguments(args)
-        process.stop_on_signals()
-        if options.report:
-            session, status = suite.load_session(options.report), 0
-            folder = os.path.abspath(options.report)
-            tool = suite.Tool(options.directory, session["configurations"][0])
-            tool.install()
-        else:
-            tool, folder, session, status = run_benchmarks(
-                options, Progress(program=PROGRAM))
-    except BenchError as error:
-        command.complain(PROGRAM, error)
-        return 2
-    except Interrupted as interruption:
-        command.complain(PROGRAM, "stopped before the first run")
-        return 128 + interruption.signum
+def measure_and_show(args):
+    """Return the exit status."""
+    if sys.platform != "linux":
+        raise BenchError(f"/proc is Linux's; this is {sys.platform}")
+    options = parse_arguments(args)
+    process.stop_on_signals()
+    if options.report:
+        session, status = suite.load_session(options.report), 0
+        folder = os.path.abspath(options.report)
+        tool = suite.Tool(options.directory, session["configurations"][0])
+        tool.install()
+    else:
+        tool, folder, session, status = run_benchmarks(
+            options, Progress(program=PROGRAM))
     try:
         print(suite.render(tool, folder, session), end="", flush=True)
     except BenchError as error:
@@ -164,6 +157,11 @@ def main(args=None):
     if session["problems"] or session["failures"]:
         status = status or 1
     return status
+
+
+def main(args=None):
+    """Return the exit status (see EPILOG)."""
+    return command.call(PROGRAM, measure_and_show, args)
 
 
 if __name__ == "__main__":

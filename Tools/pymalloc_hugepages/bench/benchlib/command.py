@@ -1,9 +1,10 @@
 """What the command lines of the benchmarks have in common."""
 
 import argparse
+import signal
 import sys
 
-from . import BenchError
+from . import BenchError, Interrupted
 
 
 def make_parser(program, **kwargs):
@@ -34,3 +35,17 @@ def check_least(options, least, *names):
 
 def complain(program, error):
     print(f"{program}: {error}", file=sys.stderr)
+
+
+def call(program, function, args):
+    """function(args), which is an exit status; that of an error that it
+    raises, which is told in one line."""
+    try:
+        return function(args)
+    except BenchError as error:
+        complain(program, error)
+        return 2
+    except Interrupted as interruption:
+        name = signal.Signals(interruption.signum).name
+        complain(program, f"stopped by {name}, without a result")
+        return 128 + interruption.signum
