@@ -442,8 +442,8 @@ def add_arguments(parser):
     parser.add_argument("--mode", choices=MODES, default="on",
                         help=f"value of {SWITCH} (default: on)")
     parser.add_argument("--malloc", action="store_true",
-                        help="have malloc() use huge pages for large "
-                        "buffers, too, and say what is set (glibc 2.26)")
+                        help="set malloc() for large buffers, too, and say "
+                        "what is set (glibc 2.26)")
     parser.add_argument("--output", metavar="FILE",
                         help="write the line to FILE and not to stderr")
     parser.add_argument("command", nargs="*", metavar="COMMAND",
