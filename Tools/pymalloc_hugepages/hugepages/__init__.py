@@ -7,6 +7,11 @@ commands.
 """
 
 
+KIB = 1 << 10
+MIB = 1 << 20
+ARENA_SIZE = 2 * MIB        # and the size of a huge page in the pool
+
+
 class ToolError(Exception):
     """What was asked for cannot be done.
 
@@ -16,3 +21,13 @@ class ToolError(Exception):
     def __init__(self, message, status=2):
         super().__init__(message)
         self.status = status
+
+
+def mib(size):
+    """A size in bytes as text."""
+    return f"{size / MIB:,.0f} MiB"
+
+
+def plural(number, noun):
+    """"1 page", "2 pages"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

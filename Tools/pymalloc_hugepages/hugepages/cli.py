@@ -86,7 +86,7 @@ def _add_json(parser, default):
 
 def make_parser():
     """The parser, and a dict of the commands' parsers by name."""
-    from . import process, reserve, run, system_status
+    from . import process, reserve, run
     parser = Parser(prog="hugepages.py", description=DESCRIPTION,
                     epilog=EPILOG)
     _add_json(parser, False)
@@ -107,7 +107,6 @@ def make_parser():
         # The default of the whole command line must survive.
         _add_json(each, argparse.SUPPRESS)
     process.add_arguments(parsers["status"])
-    system_status.add_arguments(parsers["status"])
     reserve.add_arguments(parsers["reserve"])
     run.add_arguments(parsers["run"])
     return parser, parsers

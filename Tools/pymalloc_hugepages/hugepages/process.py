@@ -28,12 +28,8 @@ import sys
 import time
 import typing
 
-from . import ToolError
+from . import ARENA_SIZE, KIB, MIB, ToolError, mib, plural
 
-
-KIB = 1 << 10
-MIB = 1 << 20
-ARENA_SIZE = 2 * MIB
 
 # How many arenas of an interpreter are plain memory at first
 # (Objects/hugepages/pymalloc.c).
@@ -518,12 +514,8 @@ def as_dict(report):
     return result
 
 
-def mib(size):
-    return f"{size / MIB:,.0f} MiB"
-
-
 def _arenas(number):
-    return f"{number:,} arena" + ("" if number == 1 else "s")
+    return plural(number, "arena")
 
 
 def _advice(report):

@@ -18,18 +18,15 @@ import sys
 import tempfile
 import typing
 
-from . import ToolError, process, run
+from . import ARENA_SIZE, KIB, ToolError, mib, process, run
 
-
-PAGE_SIZE = process.ARENA_SIZE
-PAGE_KIB = PAGE_SIZE // 1024
 
 USAGE = ("hugepages.py reserve [-h] [--json] [--persist] [--shrink] "
          "[--dry-run] N\n"
          "       hugepages.py reserve [-h] [--json] [--persist] [--dry-run]\n"
          "                            --for COMMAND [ARGUMENT ...]")
 
-_POOL = f"sys/kernel/mm/hugepages/hugepages-{PAGE_KIB}kB"
+_POOL = f"sys/kernel/mm/hugepages/hugepages-{ARENA_SIZE // KIB}kB"
 _COMPACT = "proc/sys/vm/compact_memory"
 _SYSCTL_FILE = "etc/sysctl.d/60-pymalloc-hugepages.conf"
 _TMPFILES_FILE = "etc/tmpfiles.d/pymalloc-hugepages.conf"
@@ -102,11 +99,11 @@ def check_memory(more, root="/"):
     The kernel would try, push everything else out, and kill programs.
     """
     available = _read_meminfo(root).get("MemAvailable")
-    if available is not None and more * PAGE_SIZE > available:
+    if available is not None and more * ARENA_SIZE > available:
         raise ToolError(
-            f"{more:,} more huge pages are {process.mib(more * PAGE_SIZE)}, "
-            f"and only {process.mib(available)} of memory is available; ask "
-            f"for at most {available // PAGE_SIZE:,} more, or stop other "
+            f"{more:,} more huge pages are {mib(more * ARENA_SIZE)}, "
+            f"and only {mib(available)} of memory is available; ask "
+            f"for at most {available // ARENA_SIZE:,} more, or stop other "
             "programs")
 
 
@@ -185,7 +182,7 @@ def plan_persist(size, root="/"):
     """
     sysctl, tmpfiles = (_path(root, name)
                         for name in (_SYSCTL_FILE, _TMPFILES_FILE))
-    if _read_meminfo(root).get("Hugepagesize") == PAGE_SIZE:
+    if _read_meminfo(root).get("Hugepagesize") == ARENA_SIZE:
         path, other = sysctl, tmpfiles
         setting = f"vm.nr_hugepages = {size}"
     else:
@@ -324,7 +321,6 @@ def add_arguments(parser):
 
 
 
-
 def _number(text):
     if text.isdecimal() and text.isascii() and int(text) <= _MOST_PAGES:
         return int(text)
@@ -354,7 +350,7 @@ def _say_needed(measured):
 
 def _say_pool(pool):
     line = (f"The pool has {pool.size:,} pages "
-            f"({process.mib(pool.size * PAGE_SIZE)}), {pool.available:,} of "
+            f"({mib(pool.size * ARENA_SIZE)}), {pool.available:,} of "
             "them available.")
     if pool.surplus:
         line += (f"  {pool.surplus:,} more are in use and leave it when they "

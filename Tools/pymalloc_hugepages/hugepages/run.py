@@ -23,7 +23,7 @@ import threading
 import time
 import typing
 
-from . import ToolError, malloc, process
+from . import ToolError, malloc, plural, process
 
 
 MODES = ("on", "thp", "hugetlb", "off")
@@ -65,8 +65,6 @@ class Seen:
     looks: int = 0
     hugetlb: int = 0
     thp: int = 0
-    # Bytes of its THP-advised arenas that were on huge pages.
-    thp_on_huge_pages: int = 0
 
 
 class Sampler:
@@ -158,7 +156,6 @@ class Sampler:
             usage = process.read_usage(pid, self._root)
             seen.hugetlb = max(seen.hugetlb, usage.hugetlb_arenas)
             seen.thp = max(seen.thp, usage.thp_arenas)
-            seen.thp_on_huge_pages = max(seen.thp_on_huge_pages, usage.thp)
         return patched
 
 
@@ -405,10 +402,6 @@ def _tiers(peaks):
             f"{plain} plain")
 
 
-def _plural(number, noun):
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")
-
-
 def as_line(outcome):
     """An Outcome as one line of text."""
     entries = processes(outcome)
@@ -424,7 +417,7 @@ def as_line(outcome):
                 notes.append("the command itself: "
                              + _tiers(entries[0]["peak"]))
         if sampled == len(entries) == 1:
-            notes.append("sampled, " + _plural(entries[0]["looks"], "look"))
+            notes.append("sampled, " + plural(entries[0]["looks"], "look"))
         elif sampled == len(entries):
             notes.append("sampled")
         elif sampled:
@@ -432,7 +425,7 @@ def as_line(outcome):
         if notes:
             arenas += f" ({'; '.join(notes)})"
     faults = (f"{outcome.minor_faults:,} minor and "
-              f"{_plural(outcome.major_faults, 'major page fault')}")
+              f"{plural(outcome.major_faults, 'major page fault')}")
     return f"{arenas}; {faults}; {outcome.wall:.3f} s"
 
 

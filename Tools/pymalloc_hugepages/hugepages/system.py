@@ -11,8 +11,8 @@ import os
 import re
 import typing
 
+from . import KIB
 
-KIB = 1 << 10
 
 # What the kernel shows for "no limit": "max" in cgroup v2; in v1 the largest
 # multiple of a page that a signed 64-bit number can hold.

@@ -5,11 +5,7 @@ import dataclasses
 import json
 import sys
 
-from . import system, verdict
-
-
-def add_arguments(parser):
-    """It has no arguments of its own."""
+from . import KIB, MIB, mib, system, verdict
 
 
 def _or_unknown(value):
@@ -18,7 +14,7 @@ def _or_unknown(value):
 
 def _size(size):
     """A size in the largest unit that it is a multiple of."""
-    for unit, name in (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"):
+    for unit, name in (MIB << 10, "GiB"), (MIB, "MiB"), (KIB, "KiB"):
         if size % unit == 0 and size:
             return f"{size // unit:,} {name}"
     return f"{size:,} bytes"
@@ -31,7 +27,7 @@ def _count(number):
 def _limit(limit):
     if limit is None:
         return "none"
-    return (f"{verdict.mib(limit.limit)}, {verdict.mib(limit.room)} of it "
+    return (f"{mib(limit.limit)}, {mib(limit.room)} of it "
             f"left ({limit.path})")
 
 
@@ -82,7 +78,7 @@ def _facts(found):
     lines = []
     if found.memory_available is not None:
         lines.append("available memory: "
-                     + verdict.mib(found.memory_available))
+                     + mib(found.memory_available))
     if found.allowed_nodes is not None:
         lines.append("memory of NUMA nodes: "
                      + ", ".join(map(str, found.allowed_nodes)))

@@ -10,8 +10,9 @@ needs more, then on transparent huge pages.
 import dataclasses
 import typing
 
+from . import ARENA_SIZE, mib, plural
 
-ARENA_SIZE = 2 << 20
+
 POOL_FILE = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 THP_FILE = "/sys/kernel/mm/transparent_hugepage/enabled"
 
@@ -33,14 +34,6 @@ class Verdict:
     arenas: typing.Optional[int]
     reason: str
     improve: typing.Optional[str] = None
-
-
-def mib(size):
-    return f"{size / (1 << 20):,.0f} MiB"
-
-
-def _pages(number):
-    return f"{number:,} page" + ("" if number == 1 else "s")
 
 
 def _reserve(pages):
@@ -79,8 +72,9 @@ def judge_hugetlb(system):
         return Verdict("hugetlb", False, 0, reason)
 
     free, available = _available(pool, system.allowed_nodes)
-    state = (f"the pool has {_pages(pool.total or 0)}, {pool.free or 0:,} "
-             f"free, {pool.reserved or 0:,} of those reserved")
+    state = (f"the pool has {plural(pool.total or 0, 'page')}, "
+             f"{pool.free or 0:,} free, {pool.reserved or 0:,} of those "
+             "reserved")
     if available == 0:
         total = pool.total or 0
         on_other_nodes = (pool.free or 0) > (pool.reserved or 0)
@@ -103,7 +97,7 @@ def judge_hugetlb(system):
     tightest = min(limits, key=lambda limit: limit.room, default=None)
     if tightest is not None and tightest.room // ARENA_SIZE < available:
         arenas = tightest.room // ARENA_SIZE
-        left = _pages(arenas) if arenas else "none"
+        left = plural(arenas, "page") if arenas else "none"
         reason = (f"{state}, but the cgroup's limit of {mib(tightest.limit)} "
                   f"({tightest.path}) leaves {left}")
         return Verdict("hugetlb", arenas > 0, arenas, reason,

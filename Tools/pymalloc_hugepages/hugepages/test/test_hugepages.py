@@ -964,7 +964,7 @@ class SamplerTests(TestCase):
             self.tree.add_process(5, smaps=smaps)
             sampler.look()
         self.assertEqual(sampler.seen, {
-            (5, 100): run.Seen(5, True, 3, 3, 10, 18 * MIB)})
+            (5, 100): run.Seen(5, True, 3, 3, 10)})
 
     def test_descendants(self):
         add = self.tree.add_process
