@@ -4,7 +4,7 @@
 Runs the workloads of bench_obmalloc.py and start-up, or those of
 bench_programs.py, bench_scale.py or bench_small.py, with any number of
 interpreters and settings, under perf stat or perf record.  Needs Linux, Python
-3.9 or later and perf; root's rights to reserve huge pages.
+3.9 or later and perf.  Only root can reserve huge pages.
 """
 
 import os
@@ -31,14 +31,14 @@ SMALL_MEMORY_RUNS = 9
 EPILOG = """\
 configurations:
   LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES][,env=NAME=VALUE...]
-  PATH is an interpreter.  VALUE is given to it as PYTHON_PYMALLOC_HUGEPAGES;
-  without it that is not set.  The pool of 2 MiB huge pages is emptied for
-  runs with pool=empty (the default) and filled for the others: with PAGES, or
-  as many as the workload can use (auto).  It is put back as found at the end,
-  after an error, and after Ctrl-C.  NAME is set to VALUE in the environment of
-  the interpreter; VALUE has no comma.  The first configuration is the one that
-  the others are compared with.  Those without a switch are also rivals: where
-  there are several, tables compare the others with the fastest of them, and
+  PATH is an interpreter.  The switch sets PYTHON_PYMALLOC_HUGEPAGES for it;
+  without a switch the variable is not set.  pool says what the pool of 2 MiB
+  huge pages has for a run: nothing (empty, the default), so many PAGES, or as
+  many as the workload can use (auto).  The driver puts the pool back as it was
+  at the end, after an error, and after Ctrl-C.  env sets a variable of the
+  interpreter's environment; its VALUE has no comma.  Tables compare all
+  configurations with the first.  Those without a switch are rivals: where
+  there are several, tables also compare the others with the fastest rival and
   with each.
 
 example:
@@ -48,12 +48,12 @@ example:
 
 exit status:
   0    everything asked for was measured and shown
-  1    something was left out or is not what it should be; a line on stderr
-       and in the results says what
+  1    something is missing or not what it should be; a line on stderr and in
+       the results says what
   2    nothing was measured: bad arguments, an interpreter that does not
        start, perf missing or not permitted
   130, 129, 143
-       stopped by Ctrl-C, SIGHUP or SIGTERM; what was finished is shown and
+       stopped by Ctrl-C, SIGHUP or SIGTERM; the runs until then are shown and
        written
 """
 
@@ -65,9 +65,9 @@ def parse_arguments(args):
     command.add_configurations(parser, "FILE", "a file of --json")
     parser.add_argument(
         "--workload", action="append", metavar="NAME", dest="workloads",
-        help="measure this workload only; give it several times for more; "
-        f"there are: {', '.join(names)} (default: those of bench_obmalloc.py "
-        "and startup)")
+        help="measure only this workload, or these, if given several times: "
+        f"{', '.join(names)} (default: those of bench_obmalloc.py and "
+        "startup)")
     parser.add_argument(
         "--programs", action="store_true",
         help="measure the workloads of bench_programs.py by default")
@@ -81,7 +81,7 @@ def parse_arguments(args):
         "needs little memory")
     parser.add_argument(
         "--loops", type=int, default=1, metavar="N",
-        help="let each run do its workload N times in one process, and "
+        help="do the workload N times in each run, in one process, and "
         "measure one turn, too (default: 1; not for startup)")
     parser.add_argument(
         "--profile", action="store_true",
@@ -91,18 +91,18 @@ def parse_arguments(args):
                         help="timed runs of each workload (default: 10)")
     parser.add_argument(
         "--memory-runs", type=int, metavar="N",
-        help="runs, not timed, whose median is the peak memory (default: 1, "
+        help="untimed runs, whose median is the peak memory (default: 1, "
         f"with --small {SMALL_MEMORY_RUNS})")
     parser.add_argument("--seed", type=int, metavar="N",
                         help="seed of the order of runs (default: random)")
     parser.add_argument(
         "--warm", type=int, metavar="MIB",
         help="memory to touch and free before each run, 0 for none (default: "
-        "1536, but at most half of what is available); before a workload of "
-        "bench_scale.py, as much as it needs, if that is more")
+        "1536, but at most half of what is available); for a workload of "
+        "bench_scale.py as much as it needs, if that is more")
     parser.add_argument(
         "--json", default="bench_obmalloc.json", metavar="FILE",
-        help="where the results go (default: %(default)s)")
+        help="write the results here (default: %(default)s)")
     parser.add_argument("--format", choices=report.FORMATS, default="text",
                         help="form of the tables (default: text)")
     parser.add_argument("--plot", metavar="FILE.svg",

@@ -10,11 +10,10 @@ For each count of arenas, and each of
   on         explicit huge pages
   on-thread  explicit huge pages, and a thread that does nothing
 
-a process fills the arenas and forks several times.  Reported are the time that
-the first os.fork() takes, the time that the others take, and the time from
-there until a child that writes to every object has done so and is gone, as
-medians with lower and upper quartile.
-Needs Linux, Python 3.9 or later, and root's rights to change the pool.
+a process fills the arenas and forks several times.  A line tells how long the
+first os.fork() takes, how long the others, and how long it then takes until a
+child that writes to every object is gone, as medians with lower and upper
+quartile.  Needs Linux, Python 3.9 or later, and root, to change the pool.
 """
 
 import json

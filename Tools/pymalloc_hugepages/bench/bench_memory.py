@@ -4,10 +4,10 @@
 Each program runs in a process of its own, --runs times; the configurations
 take turns.  The table has medians, in MiB: the peak, and what a process holds
 after it has dropped its objects.  Pages of the pool count as resident memory
-does.  Of programs that fork it is the sum of PSS of all processes, where a
-page that N processes share counts for an Nth in each.
-Needs Linux and Python 3.9 or later, and root's rights for configurations with
-a pool and for the row with a cgroup.
+does.  For programs that fork it has the sum of PSS of all processes, where a
+page that N processes share counts for an Nth in each.  Needs Linux and Python
+3.9 or later, and root for configurations with a pool and the row with a
+cgroup.
 """
 
 import ast

@@ -3,7 +3,7 @@
 
 Installs pyperformance and pyperf from PyPI, in a virtual environment, and runs
 the benchmarks with one interpreter after the other.  Needs Linux and Python
-3.9 or later; root's rights to reserve huge pages.
+3.9 or later.  Only root can reserve huge pages.
 """
 
 import os
@@ -21,10 +21,9 @@ PROGRAM = "bench_pyperformance.py"
 EPILOG = """\
 configurations:
   LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES][,env=NAME=VALUE...]
-  as bench_driver.py has them.  A pool that is "auto" has 512 pages, but at
-  most a quarter of the memory that is available.  The first configuration is
-  the one that the others are compared with; its interpreter also runs
-  pyperformance.
+  as in bench_driver.py.  pool=auto means 512 pages, but at most a quarter of
+  the memory that is available.  Tables compare all configurations with the
+  first, whose interpreter also runs pyperformance.
 
 example:
   bench_pyperformance.py --config stock=build/unpatched/python \\
@@ -37,11 +36,11 @@ files:
 
 exit status:
   0    everything asked for was measured and shown
-  1    something was left out; a line on stderr and in the report says what
+  1    something is missing; a line on stderr and in the report says what
   2    nothing was measured: bad arguments, an interpreter that does not
        start, pyperformance cannot be installed
   130, 129, 143
-       stopped by Ctrl-C, SIGHUP or SIGTERM; what was finished is shown
+       stopped by Ctrl-C, SIGHUP or SIGTERM; the runs until then are shown
 """
 
 
@@ -52,22 +51,22 @@ def parse_arguments(args):
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--benchmark", action="append", metavar="NAME", dest="benchmarks",
-        help="run this benchmark only; give it several times for more "
+        help="run only this benchmark, or these, if given several times "
         f"(default: {', '.join(suite.BENCHMARKS)})")
     which.add_argument("--all", action="store_true",
                        help="run all benchmarks that pyperformance has")
     parser.add_argument(
         "--rounds", type=int, default=10, metavar="N",
-        help=f"how often {suite.PROCESSES_PER_ROUND} processes of each "
-        "benchmark are run with each configuration (default: 10, which makes "
-        "as many as pyperf's own)")
+        help=f"how often to run {suite.PROCESSES_PER_ROUND} processes of "
+        "each benchmark with each configuration (default: 10, which makes as "
+        "many as pyperf's own)")
     parser.add_argument(
         "--debug-single-value", action="store_true",
-        help="pyperf's, for each round: one value of one process, to see "
-        "whether a benchmark runs at all")
+        help="measure one value of one process in each round, to see whether "
+        "a benchmark runs at all")
     parser.add_argument(
         "--directory", default=os.path.join("build", "pyperformance"),
-        help="where environments and results go (default: %(default)s)")
+        help="keep environments and results here (default: %(default)s)")
     options = parser.parse_args(args)
 
     command.check_least(options, 1, "rounds")

@@ -42,7 +42,7 @@ hugepages/hugepages.1 is the manual page: man -l hugepages/hugepages.1
 
 STATUS = """\
 Say what this system offers to arenas, with a verdict and a command that
-improves it; or, with PID or NAME, what of a process's arenas is on huge pages
+improves it.  With PID or NAME, say what of a process's arenas is on huge pages
 now, from /proc/PID/smaps."""
 
 RUN = """\
@@ -58,9 +58,9 @@ none (it ran with -E or -I, or ended by os._exit(), exec() or a signal) are
 sampled from outside, as the line then says."""
 
 RESERVE = """\
-Have N huge pages of 2 MiB in the kernel's pool, those in use included; or,
-with --for, as many free ones as a command needs, which is found out by running
-it (its first arenas need none).  A pool that is larger is left alone.  Needs
+Put N huge pages of 2 MiB into the kernel's pool, those in use included.  With
+--for, run a command to find out how many pages it needs (its first arenas need
+none), and put in until so many are free.  Leave a larger pool alone.  Needs
 root."""
 
 

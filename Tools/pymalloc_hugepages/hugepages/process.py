@@ -592,9 +592,9 @@ def _as_one_line(report):
 def add_arguments(parser):
     parser.add_argument(
         "process", nargs="?", metavar="PID|NAME",
-        help="show this process's arenas and not the system: a PID, or the "
-        "name of a process, of its program, or of the script it runs (each "
-        "process of that name is shown)")
+        help="show a process's arenas and not the system: a PID, or the name "
+        "of a process, its program, or the script it runs (shows each process "
+        "of that name)")
     parser.add_argument(
         "--watch", nargs="?", type=_interval, const=INTERVAL,
         metavar="SECONDS",

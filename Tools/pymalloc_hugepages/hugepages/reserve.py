@@ -305,17 +305,17 @@ def count_needed(outcome):
 def add_arguments(parser):
     parser.add_argument(
         "pages", nargs="?", metavar="N",
-        help="how many pages the pool is to have, those in use included")
+        help="the number of pages of the pool, those in use included")
     parser.add_argument(
         "--for", dest="command", nargs="*", metavar="COMMAND",
-        help="run COMMAND, with huge pages on, and have as many free pages as "
-        "it needs; must be the last option")
+        help="run COMMAND, with huge pages on, and reserve as many free pages "
+        "as it needs; must be the last option")
     parser.add_argument(
         "--persist", action="store_true",
-        help="have the same at each boot, by a file in /etc/sysctl.d (in "
+        help="reserve the same at each boot, by a file in /etc/sysctl.d (in "
         "/etc/tmpfiles.d where the default huge page is not 2 MiB)")
     parser.add_argument("--shrink", action="store_true",
-                        help="make a larger pool smaller, too")
+                        help="also make a larger pool smaller")
     parser.add_argument("--dry-run", action="store_true",
                         help="say what would be done, and change nothing")
 

@@ -3,15 +3,16 @@
 
 Run it with an interpreter built --with-pymalloc-hugepages, as root::
 
-    ./python stress_fork.py --forks 1000
+    sudo ./python Tools/pymalloc_hugepages/stress/stress_fork.py --forks 1000
 
-A pool is set up, and before each fork a random part of it (none to all) is
-occupied, so that the parent gets huge pages for some arenas and not for
-others.  A process that has forked asks for no more pages of the pool where
-there are transparent huge pages.  So half of the forks are those of many
-processes with the switch "on", the other half of one with the switch
-"hugetlb", which goes on taking pages of the pool.  Threads allocate, free and
-write objects of many sizes meanwhile.
+It sets up a pool, and before each fork occupies a random part of it (none to
+all), so that the parent gets huge pages for some arenas and not for others.
+A process that has forked asks for no more pages of the pool where there are
+transparent huge pages.  So half of the forks are those of many processes with
+the switch "on", the other half of one with the switch "hugetlb", which goes on
+taking pages of the pool.  Threads allocate, free and write objects of many
+sizes meanwhile.
+
 Each child verifies every object of its parent, writes to all of them,
 allocates more, frees some, sometimes starts threads or forks itself, verifies
 again, and leaves; the parent verifies its own after each.  The ways to fork
@@ -25,8 +26,8 @@ address space than after its first forks.  The last line is "N forks, N passed,
 N failed"; exit status 0 if all is well, 1 if not, 2 if nothing was tested.
 
 A seed gives the same forks, sizes and fullness again, but not the same
-interleaving of threads.  The pool is put back as it was found, even if this
-process is killed.
+interleaving of threads.  The pool is put back as it was, even if this process
+is killed.
 """
 
 import argparse

@@ -19,7 +19,8 @@ def add_configurations(parser, metavar, results):
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--config", action="append", metavar="CONFIGURATION", dest="configs",
-        help="measure this configuration (see below); give it several times")
+        help="measure this configuration, or these, if given several times; "
+        "see below")
     what.add_argument("--report", metavar=metavar,
                       help=f"measure nothing: show the results in {results}")
 
