@@ -12,7 +12,13 @@ from benchlib import measure, memory
 
 
 BENCH = pathlib.Path(__file__).resolve().parent.parent
+TOOLS = BENCH.parent
+SCRIPT = str(TOOLS / "bench_obmalloc.py")
 DRIVER = str(BENCH / "bench_driver.py")
+
+NAMES = ["small_object_churn", "bulk_small_alloc", "dict_churn", "mixed_sizes",
+         "fragmentation", "list_of_tuples", "class_instances",
+         "arena_pressure", "random_walk"]
 
 
 def run(*command, **kwargs):

@@ -1,16 +1,17 @@
-"""Tests of bench_memory.py."""
+"""Tests of bench_memory.py and benchlib's memory."""
 
 import json
+import os
 import sys
 import unittest
 
-from benchlib import BenchError
+from benchlib import BenchError, memory
 from benchlib.measure import Configuration
-import bench_memory
 from bench_memory import MIB, Program
+import bench_memory
 from hugepages.test.support import call
 
-from .support import ScratchDirectory
+from .support import FakeKernelPool, ScratchDirectory
 
 
 THIS = Configuration("this", sys.executable)
@@ -106,3 +107,103 @@ another  2 of 3  1 of 1
                 *arguments)
             self.assertEqual(status, 2)
             self.assertRegex(errors, r"^bench_memory.py: .+\n$")
+
+
+class PoolTests(ScratchDirectory):
+    def test_set_and_restore(self):
+        with FakeKernelPool(self.directory) as pool:
+            pool.set_available(20)
+            self.assertEqual(pool.available(), 20)
+            self.assertEqual(pool.settings(), (22, 0))
+            pool.set_available(0)
+            self.assertEqual(pool.available(), 0)
+            self.assertEqual(pool.settings(), (2, 0))
+        self.assertEqual(pool.settings(), (5, 3))
+
+    def test_restored_after_an_exception(self):
+        with self.assertRaises(ZeroDivisionError):
+            with FakeKernelPool(self.directory) as pool:
+                pool.set_available(20)
+                1 / 0
+        self.assertEqual(pool.settings(), (5, 3))
+
+    def test_kernel_gives_less(self):
+        with FakeKernelPool(self.directory) as pool:
+            with self.assertRaisesRegex(memory.PoolError, "only 98 of 200"):
+                pool.set_available(200)
+        self.assertEqual(pool.settings(), (5, 3))
+
+    def test_without_rights(self):
+        with FakeKernelPool(self.directory) as pool:
+            pool.writable = False
+            pool.set_available(0)
+            pool.set_available(3)
+            self.assertEqual(pool.settings(), (5, 3))
+            with self.assertRaisesRegex(memory.PoolError, "as root: echo 4 >"):
+                pool.set_available(4)
+
+    def test_no_pool_in_this_kernel(self):
+        with memory.Pool(self.path("nonexistent")) as pool:
+            pool.set_available(0)
+            with self.assertRaisesRegex(memory.PoolError, "no pool"):
+                pool.set_available(1)
+
+    @unittest.skipUnless(memory.Pool().writable, "needs root and a hugetlb "
+                         "pool that it may change")
+    def test_real_pool(self):
+        def total():
+            with open("/sys/kernel/mm/hugepages/hugepages-2048kB/"
+                      "nr_hugepages") as file:
+                return int(file.read())
+        before = total()
+        with memory.Pool() as pool:
+            pool.set_available(3)
+            self.assertEqual(pool.available(), 3)
+            memory.warm(4 * memory.MIB, 3)
+            with self.assertRaises(memory.PoolError):
+                memory.warm(0, 4)
+            pool.set_available(0)
+            self.assertEqual(pool.available(), 0)
+        self.assertEqual(total(), before)
+
+
+class CurrentMemoryTests(unittest.TestCase):
+    def test_of_a_process_that_shares_its_memory(self):
+        ballast = b"x" * (50 * memory.MIB)
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(write_end)
+            os.read(read_end, 1)
+            os._exit(0)
+        try:
+            for each in os.getpid(), pid:
+                found = memory.current_memory(each)
+                self.assertGreater(found["rss"], len(ballast))
+                self.assertLess(found["pss"], found["rss"] - len(ballast) // 3)
+                self.assertGreaterEqual(found["peak"], len(ballast))
+        finally:
+            os.close(write_end)
+            os.close(read_end)
+            os.waitpid(pid, 0)
+        with self.assertRaises(OSError):
+            memory.current_memory(pid)
+
+
+class PeakMemoryTests(unittest.TestCase):
+    def test_sees_the_peak_of_the_command_alone(self):
+        command = [sys.executable, "-c",
+                   "import time; b = b'x' * (50 << 20); time.sleep(0.1)"]
+        ballast = b"x" * (200 * memory.MIB)
+        peak = memory.peak_memory(command, dict(os.environ))
+        self.assertGreater(peak["rss"], 50 * memory.MIB)
+        self.assertLess(peak["rss"], len(ballast) // 2)
+
+    def test_failures(self):
+        for code, message in (("raise SystemExit('sorry')", "sorry"),
+                              ("raise SystemExit(3)", "exit status 3"),
+                              ("import os; os.abort()", "Abort")):
+            with self.subTest(code):
+                with self.assertRaisesRegex(BenchError, message):
+                    memory.peak_memory([sys.executable, "-c", code],
+                                       dict(os.environ))

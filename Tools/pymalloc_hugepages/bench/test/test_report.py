@@ -1,211 +1,258 @@
-"""Tests of the report as a page: bench_driver.py --html."""
+"""Tests of the tables, and of files of results."""
 
-import html.parser
 import json
-import os
-import pathlib
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
-import unittest
+from unittest import mock
 
-from benchlib import BenchError, page, plot, report
+from benchlib import BenchError, files, measure, page, plot, profile, report
+from hugepages import malloc
 
-from .support import DRIVER, ScratchDirectory, fake_results, run
+from .support import ScratchDirectory, fake_results
 
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-# Elements without an end tag.
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+class ReportTests(ScratchDirectory):
+    def test_figures(self):
+        by_key = report.samples(fake_results())
+        self.assertEqual(list(by_key), ["duration_time", "page-faults",
+                                        "cycles"])
+        self.assertEqual(by_key["duration_time"]["first", "base"],
+                         report.Sample(5e8, 4.5e8, 7e8))
+        self.assertEqual(by_key["cycles"], {})
 
+    def test_text(self):
+        text = report.render(fake_results(problems=["huge: trouble"]), "text")
+        lines = [" ".join(line.split()) for line in text.splitlines()]
+        self.assertIn("first 0.500 s (0.450-0.700) 0.250 s (0.225-0.275) "
+                      "-50.0%", lines)
+        self.assertIn("first 1,000 (995-1,005) 100 (100-100) -90.0%", lines)
+        self.assertIn("second not run not run -", lines)
+        self.assertIn("first not run 3.0 / 4.0 / 0.0", lines)
+        self.assertIn("Problem: huge: trouble", lines)
+        (uncounted,) = (line for line in lines
+                        if line.startswith("Not counted on this machine"))
+        self.assertIn("cycles", uncounted)
+        self.assertNotIn("page-faults", uncounted)
+        self.assertIn("A CPU", text)
+        self.assertIn("seed 7", text)
 
-class Document(html.parser.HTMLParser):
-    """What the tests want to know of a page."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open = []
-        self.problems = []
-        self.images = []
-        self.tables = []
-        self.headings = []
-        self.links = []
-        self.attributes = []
-        self.json = ""
-        self.feed(text)
-        self.close()
-        self.problems += [f"<{tag}> is not closed" for tag in self.open]
-
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.attributes += attributes
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "img":
-            self.images.append(attributes)
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-        self.links += [attributes[name] for name in ("src", "href")
-                       if name in attributes]
-
-    def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
-            self.problems.append(f"</{tag}> out of place")
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] == "script":
-            self.json += data
-        elif self.open and self.open[-1] in ("td", "th"):
-            self.tables[-1][-1][-1] += data
-        elif self.open and self.open[-1] in ("h1", "h2"):
-            self.headings.append(data)
-
-
-class PageTest(ScratchDirectory):
-
-    def test_contents(self):
+    def test_event_that_one_configuration_has_not_counted(self):
         results = fake_results()
-        document = Document(page.render(results))
-        self.assertEqual(document.problems, [])
-        tables = report.tables(results)
-        self.assertEqual(document.tables,
-                         [[table.header, *table.rows] for table in tables])
-        for table in tables:
-            self.assertIn(table.title, document.headings)
-        self.assertEqual(len(document.images),
-                         len(plot.shown_events(results)))
-        self.assertEqual(json.loads(document.json), results)
+        for run_ in results["runs"]:
+            if run_["configuration"] == "huge":
+                run_["counts"]["page-faults"] = None
+        text = report.render(results, "text")
+        self.assertRegex(text, r"first +1,000 \(995-1,005\) +not counted +-")
 
-    def test_stands_alone(self):
-        text = page.render(fake_results())
-        document = Document(text)
-        self.assertTrue(document.links)
-        for link in document.links:
-            self.assertTrue(link.startswith("data:"), link[:80])
-        self.assertFalse(re.findall(r"@import|url\(", text))
-        self.assertFalse([name for name in document.attributes
-                          if name.startswith("on")])
-
-    def test_images_say_what_they_show(self):
-        for image in Document(page.render(fake_results())).images:
-            self.assertIn("of each workload in percent of base", image["alt"])
-
-    def test_uncounted_events(self):
-        # They are named, and have neither a table nor a picture.
-        text = page.render(fake_results())
-        self.assertTrue(re.search("Not counted on this machine: .*cycles",
-                                  text))
-        self.assertNotIn("cycles", " ".join(Document(text).headings))
-
-    def test_strange_text(self):
-        evil = "</script><script>alert('&\"')</script><!--"
-        results = fake_results(problems=[evil])
-        results["configurations"][1]["configure_args"] = evil
-        document = Document(page.render(results))
-        self.assertEqual(document.problems, [])
-        self.assertEqual(json.loads(document.json), results)
-
-    def test_changes(self):
-        text = page.render(fake_results())
-        self.assertTrue(re.search(r'<td class="less">-\d', text))
-        slower = fake_results()
-        slower["configurations"].reverse()
-        self.assertTrue(re.search(r'<td class="more">\+\d',
-                                  page.render(slower)))
-
-    def test_write(self):
-        path = self.path("page.html")
-        page.write(fake_results(), path)
-        self.assertEqual(os.listdir(self.directory), ["page.html"])
-        with self.assertRaisesRegex(BenchError, "there is no result"):
-            page.write(fake_results(runs=[]), path)
-        self.assertEqual(os.listdir(self.directory), ["page.html"])
-        with self.assertRaisesRegex(BenchError, "no page: "):
-            page.write(fake_results(), self.path("none/page.html"))
-
-    def test_driver(self):
-        results = self.directory / "results.json"
-        results.write_text(json.dumps(fake_results()))
-        path = self.directory / "page.html"
-        done = run(DRIVER, "--report", results, "--html", path)
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
-        self.assertEqual(json.loads(Document(path.read_text()).json),
-                         fake_results())
-        done = run(DRIVER, "--report", results, "--html",
-                   self.path("none/page.html"))
-        self.assertNotEqual(done.returncode, 0)
-        self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
-
-
-class BrowserTest(unittest.TestCase):
-    """What a real browser makes of the page."""
-
-    def setUp(self):
-        self.browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-        if self.browser is None:
-            self.skipTest("needs one of: " + ", ".join(BROWSERS))
-        directory = tempfile.TemporaryDirectory(ignore_cleanup_errors=True) \
-            if sys.version_info >= (3, 10) else tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
-        self.directory = pathlib.Path(directory.name)
-
-    def open_page(self, text, *options):
-        """Load it in the browser; return what the browser printed."""
-        path = self.directory / "page.html"
-        path.write_text(text)
-        done = subprocess.run(
-            [self.browser, "--headless", "--no-sandbox", "--disable-gpu",
-             "--disable-dev-shm-usage", "--no-first-run",
-             f"--user-data-dir={self.directory / 'profile'}",
-             "--enable-logging=stderr",
-             # Nothing can be reached: whatever is asked for fails.
-             "--host-resolver-rules=MAP * ~NOTFOUND",
-             *options, path.as_uri()],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            timeout=300)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        return done
-
-    def test_document(self):
+    def test_units_do_not_mix_in_a_row(self):
         results = fake_results()
-        text = page.render(results)
-        # Added here alone: it writes into the page what has become of it.
-        probe = ("<script>addEventListener('load', () => { document.title = "
-                 "JSON.stringify([[...document.images].map("
-                 "i => i.complete && i.naturalWidth > 0 && i.width > 100), "
-                 "JSON.parse(document.getElementById('results').textContent)"
-                 ".seed, document.querySelectorAll('tbody tr').length, "
-                 "performance.getEntriesByType('resource').filter("
-                 "e => !e.name.startsWith('data:')).length]); });</script>")
-        text = text.replace("default-src 'none'",
-                            "default-src 'none'; script-src 'unsafe-inline'")
-        done = self.open_page(text.replace("</head>", probe + "</head>"),
-                              "--dump-dom", "--virtual-time-budget=5000")
-        title = re.search("<title>(.*?)</title>", done.stdout)[1]
-        images, seed, rows, fetched = json.loads(title)
-        self.assertEqual(images, [True] * len(plot.shown_events(results)))
-        self.assertEqual(seed, results["seed"])
-        self.assertEqual(rows, sum(len(table.rows)
-                                   for table in report.tables(results)))
-        self.assertEqual(fetched, 0)
+        for run_ in results["runs"]:
+            run_["counts"]["duration_time"] /= (
+                8 if run_["configuration"] == "base" else 1)
+        self.assertRegex(report.render(results, "text"),
+                         r"first +62\.5 ms \(56\.2-87\.5\) +250\.0 ms")
 
-    def test_console(self):
-        # Problems of the page are messages on the console.
-        done = self.open_page(page.render(fake_results()), "--dump-dom")
-        self.assertNotIn("CONSOLE", done.stderr)
-        broken = page.render(fake_results()).replace(
-            "<main>", "<main><script>console.error('seen')</script>")
-        self.assertIn("CONSOLE", self.open_page(broken, "--dump-dom").stderr)
+    def test_geometric_mean(self):
+        results = fake_results(workloads=["first", "second", "startup"])
+        for run_ in list(results["runs"]):
+            # The second workload is not changed by huge pages; startup is
+            # not one of the mean.
+            for name in "second", "startup":
+                results["runs"].append(dict(run_, workload=name, counts={
+                    "duration_time": 1e9 if name == "second" or
+                    run_["configuration"] == "base" else 9e9}))
+        text = report.render(results, "text")
+        # The mean of 0.5 and 1.
+        self.assertRegex(text, r"geometric mean +-29\.3%\n")
+        self.assertEqual(text.count("geometric mean"), 2)
+        # Of the page faults there is only one workload's figure.
+        self.assertRegex(text, r"geometric mean +-\n")
+        self.assertNotIn("geometric mean", report.render(
+            fake_results(workloads=["first", "startup"]), "text"))
 
-    def test_picture(self):
-        picture = self.directory / "page.png"
-        self.open_page(page.render(fake_results()), "--window-size=400,900",
-                       f"--screenshot={picture}")
-        self.assertEqual(picture.read_bytes()[:4], b"\x89PNG")
-        self.assertGreater(picture.stat().st_size, 10_000)
+    def test_turns(self):
+        results = fake_results(loops=4)
+        for run_ in results["runs"]:
+            run_["counts"][measure.TURN_TIME] = 2e8
+        lines = report.render(results, "text").splitlines()
+        self.assertEqual(lines[0], "One turn in a loop in one process")
+        self.assertRegex(lines[4], r"first +0\.200 s .* \+0\.0%")
+        self.assertTrue(any("takes 4 turns" in line for line in lines))
+
+    def test_profile(self):
+        results = fake_results(profiled=True)
+        for run_ in results["runs"]:
+            run_["counts"] = dict.fromkeys(profile.PARTS, 5e6)
+            if run_["configuration"] == "huge":
+                run_["counts"]["zeroing"] = 10e6
+        self.assertEqual(
+            self.table(results, "Where the processor time goes (ms)"), [
+                ["Workload, configuration", "all", *profile.PARTS],
+                ["first, base", "20.0"] + ["5.0 (25%)"] * 4,
+                ["first, huge", "25.0", "10.0 (40%)"] + ["5.0 (20%)"] * 3,
+                ["second, base"] + ["not run"] * 5,
+                ["second, huge"] + ["not run"] * 5])
+        lines = self.lines(results)
+        self.assertIn("first 5.0 ms (5.0-5.0) 10.0 ms (10.0-10.0) +100.0%",
+                      lines)
+        self.assertFalse([line for line in lines if "Not counted" in line])
+
+    def test_label_with_a_plus(self):
+        results = json.loads(json.dumps(fake_results()).replace(
+            '"huge"', '"thp+malloc"'))
+        results["configurations"][1]["variables"] = [
+            ["GLIBC_TUNABLES", malloc.as_text()]]
+        header = ["Workload", "base", "thp+malloc", "change"]
+        self.assertEqual(self.table(results, "Wall clock")[0], header)
+        for style in report.FORMATS:
+            text = report.render(results, style)
+            self.assertIn("GLIBC_TUNABLES=" + malloc.as_text(), text)
+            self.assertRegex(text, r"thp\+malloc +\|? *change")
+        self.assertIn(">thp+malloc</text>", plot.render(results))
+        self.assertIn("<th scope=\"col\">thp+malloc</th>",
+                      page.render(results))
+
+    def test_variables(self):
+        results = fake_results()
+        results["configurations"][1]["variables"] = [["A", "b"], ["C", "d"]]
+        self.assertIn("huge: Python 3.13.5, configure without arguments; "
+                      "switch hugetlb; pool 5 huge pages for the largest "
+                      "workload; A=b; C=d\n", report.render(results, "text"))
+
+    def lines(self, results):
+        return [" ".join(line.split())
+                for line in report.render(results, "text").splitlines()]
+
+    def table(self, results, title):
+        """Header and rows of the table of that title, as lists of cells."""
+        (table,) = (table for table in report.tables(results)
+                    if table.title == title)
+        return [table.header, *table.rows]
+
+    def test_no_rivals(self):
+        self.assertNotIn("rival", report.render(fake_results(), "text"))
+        # Two rivals, but neither's opponent.
+        results = fake_results()
+        results["configurations"][1]["switch"] = None
+        self.assertNotIn("rival", report.render(results, "text"))
+
+    def test_rivals_in_one_workload_have_no_mean(self):
+        results = fake_results(workloads=["first"])
+        results["configurations"].append(dict(
+            results["configurations"][0], label="third"))
+        titles = [table.title for table in report.tables(results)]
+        self.assertIn("Wall clock: change against the fastest rival", titles)
+        self.assertNotIn("geometric mean", " ".join(titles))
+
+    def test_rivals(self):
+        # Wall clock in seconds, by label: of two workloads, and of start-up.
+        seconds = {"base": (4, 8, 1), "other": (5, 4, 2), "huge": (2, 2, 3)}
+        names = ["first", "second", "startup"]
+        results = fake_results(
+            workloads=names, memory=[],
+            configurations=[dict(fake_results()["configurations"][0],
+                                 label=label, switch=switch)
+                            for label, switch in (
+                                ("base", None), ("other", None),
+                                ("huge", "thp"))],
+            runs=[{"configuration": label, "workload": name, "round": 1,
+                   "counts": {"duration_time": figures[i] * 1e9}}
+                  for label, figures in seconds.items()
+                  for i, name in enumerate(names)])
+        self.assertEqual(
+            self.table(results,
+                       "Wall clock: change against the fastest rival"),
+            [["Workload", "fastest rival", "base", "other", "huge"],
+             ["first", "base", "+0.0%", "+25.0%", "-50.0%"],
+             ["second", "other", "+100.0%", "+0.0%", "-50.0%"],
+             ["startup", "base", "+0.0%", "+100.0%", "+200.0%"]])
+        # Those of 1/2 and 1/4, and of 2/5 and 1/2.
+        self.assertEqual(
+            self.table(results, "Wall clock: geometric mean of the changes "
+                       "against each rival"),
+            [["Rival", "huge"], ["base", "-64.6%"], ["other", "-55.3%"]])
+        # What was not run is no rival; what is not known has no mean.
+        del results["runs"][4]
+        self.assertEqual(
+            self.table(results, "Wall clock: change against the fastest "
+                       "rival")[2],
+            ["second", "base", "+0.0%", "-", "-75.0%"])
+        self.assertEqual(
+            self.table(results, "Wall clock: geometric mean of the changes "
+                       "against each rival")[2], ["other", "-"])
+
+    def test_scale(self):
+        names = ["arena_pressure_x1", "arena_pressure_x4"]
+        results = fake_results(
+            workloads=names,
+            memory=[{"configuration": "base", "workload": name, "thp": 0,
+                     "rss": size << 20, "hugetlb": size << 20}
+                    for name, size in zip(names, (50, 200))],
+            runs=[{"configuration": "base", "workload": name, "round": 1,
+                   "counts": {"page-faults": faults, "duration_time": wall}}
+                  for name, faults, wall in zip(names, (25_600, 102_400),
+                                                (0.5e9, 2.2e9))])
+        self.assertEqual(
+            self.table(results, "Wall clock per unit of work (ms)"),
+            [["Workload", "base", "against x1", "huge", "against x1"],
+             [names[0], "500.0", "+0.0%", "not run", "-"],
+             [names[1], "550.0", "+10.0%", "not run", "-"]])
+        text = "as much as it needs was touched"
+        self.assertNotIn(text, report.render(results, "text"))
+        self.assertIn(text, report.render(dict(results, warm_size=1 << 30),
+                                          "text"))
+        self.assertEqual(
+            self.table(results, "Page faults per MiB of peak memory")[1:],
+            [[names[0], "256.0", "+0.0%", "not run", "-"],
+             [names[1], "256.0", "+0.0%", "not run", "-"]])
+
+    def test_peak_memory_of_several_runs(self):
+        title = "Peak memory (MiB: resident and hugetlb pages)"
+        results = fake_results(memory=[
+            {"configuration": label, "workload": "first", "thp": 0,
+             "rss": rss << 20, "hugetlb": hugetlb << 20}
+            for label, rss, hugetlb in (("base", 10, 0), ("huge", 3, 6))])
+        self.assertNotIn(title, self.lines(results))
+        results["memory_runs"] = 9
+        self.assertEqual(self.table(results, title)[1:], [
+            ["first", "10.0", "9.0", "-10.0%"],
+            ["second", "not run", "not run", "-"]])
+        self.assertTrue(any("peaks are medians of 9 runs" in line
+                            for line in self.lines(results)))
+
+    def test_markdown(self):
+        lines = report.render(fake_results(), "markdown").splitlines()
+        header = next(i for i, line in enumerate(lines)
+                      if line.startswith("| Workload"))
+        self.assertEqual({line.count("|") for line in
+                          lines[header:header + 4]}, {5})
+        self.assertRegex(lines[header + 1], r"\A\| -+ \|( -+: \|)+\Z")
+        self.assertTrue(lines[-1].startswith("- "))
+
+    def test_rst(self):
+        lines = report.render(fake_results(), "rst").splitlines()
+        rule = next(line for line in lines if line.startswith("==="))
+        first, header, second, *_ = lines[lines.index(rule):]
+        self.assertEqual(first, second)
+        # Cells must stay within their columns, or docutils refuses the table.
+        for row in lines[lines.index(rule) + 3:]:
+            if row == rule:
+                break
+            for position, mark in enumerate(rule[:len(row)]):
+                if mark == " ":
+                    self.assertEqual(row[position], " ", row)
+
+    def test_load_refuses_what_is_not_a_result(self):
+        for content in ("", "[]", "{}", '{"format": 99}'):
+            with open(self.path("x.json"), "w") as file:
+                file.write(content)
+            with self.assertRaisesRegex(BenchError, "not a result file"):
+                measure.load(self.path("x.json"))
+        with self.assertRaisesRegex(BenchError, "cannot read"):
+            measure.load(self.path("none.json"))
+
+    def test_save_keeps_the_old_file_when_it_fails(self):
+        path = self.path("x.json")
+        files.save(fake_results(), path)
+        with mock.patch("os.replace", side_effect=OSError(28, "full")):
+            with self.assertRaisesRegex(BenchError, "full"):
+                files.save({}, path)
+        self.assertEqual(measure.load(path), fake_results())

@@ -22,13 +22,11 @@ from unittest import mock
 
 from hugepages import system, system_status, verdict, windows
 
+from .support import MIB, PACKAGE, POOL, TOOL, requires_linux
 
-PACKAGE = pathlib.Path(__file__).resolve().parent.parent
-TOOL = PACKAGE.with_suffix(".py")
+
 RECORDED = PACKAGE / "test" / "recorded"
-MIB = 1 << 20
 GIB = 1 << 30
-POOL = "sys/kernel/mm/hugepages/hugepages-2048kB"
 POOL_COMMAND = f"sudo tee /{POOL}/nr_hugepages"
 
 
@@ -422,17 +420,17 @@ class SourceTest(unittest.TestCase):
     def test_python_3_9(self):
         files = sorted(PACKAGE.glob("*.py"))
         self.assertIn("system.py", [file.name for file in files])
-        for file in [*files, TOOL]:
+        for file in [*files, pathlib.Path(TOOL)]:
             with self.subTest(file.name):
                 ast.parse(file.read_text(), feature_version=(3, 9))
 
 
-@unittest.skipUnless(sys.platform == "linux", "needs Linux")
+@requires_linux
 class RealTest(unittest.TestCase):
 
     def run_tool(self, *args):
         return subprocess.run(
-            [sys.executable, str(TOOL), "status", *args],
+            [sys.executable, TOOL, "status", *args],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def test_json(self):
