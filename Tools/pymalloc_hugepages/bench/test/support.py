@@ -1,5 +1,6 @@
 """What the tests of the benchmarks share."""
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -9,6 +10,7 @@ import time
 import unittest
 
 from benchlib import measure, memory
+from hugepages.test.support import lock_pool
 
 
 BENCH = pathlib.Path(__file__).resolve().parent.parent
@@ -19,6 +21,15 @@ DRIVER = str(BENCH / "bench_driver.py")
 NAMES = ["small_object_churn", "bulk_small_alloc", "dict_churn", "mixed_sizes",
          "fragmentation", "list_of_tuples", "class_instances",
          "arena_pressure", "random_walk"]
+
+
+def setUpModule():
+    """For modules whose programs set up the real pool, and put it back: let
+    other tests that change it wait meanwhile."""
+    if memory.Pool().writable:
+        lock = contextlib.ExitStack()
+        unittest.addModuleCleanup(lock.close)
+        lock.enter_context(lock_pool())
 
 
 def run(*command, **kwargs):

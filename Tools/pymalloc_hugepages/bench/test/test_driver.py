@@ -17,7 +17,7 @@ import bench_driver
 import bench_programs
 import bench_scale
 
-from .support import DRIVER, NAMES, ProgramTestCase, run
+from .support import DRIVER, NAMES, ProgramTestCase, run, setUpModule
 
 
 # Takes the arguments that the driver gives to perf, runs the command, and

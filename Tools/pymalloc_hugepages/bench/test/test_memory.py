@@ -11,7 +11,7 @@ from bench_memory import MIB, Program
 import bench_memory
 from hugepages.test.support import call
 
-from .support import FakeKernelPool, ScratchDirectory
+from .support import FakeKernelPool, ScratchDirectory, setUpModule
 
 
 THIS = Configuration("this", sys.executable)

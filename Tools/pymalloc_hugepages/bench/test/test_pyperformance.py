@@ -19,7 +19,8 @@ from benchlib.progress import Progress
 import bench_pyperformance
 
 from .support import (
-    BENCH, FakeKernelPool, ProgramTestCase, ScratchDirectory, run)
+    BENCH, FakeKernelPool, ProgramTestCase, ScratchDirectory, run,
+    setUpModule)
 
 
 SCRIPT = BENCH / "bench_pyperformance.py"

@@ -50,25 +50,34 @@ def end(child):
 
 
 @contextlib.contextmanager
-def pool_with(pages):
-    """Have so many pages more in the real pool, in a with block.
+def lock_pool():
+    """Have the real pool to oneself, in a with block.
 
-    Other tests that change it (those of Lib/test/test_capi) wait, as they take
-    the same lock.
+    Other tests that change it (those of build-aux/test and Lib/test/test_capi)
+    wait, as they take the same lock.
     """
-    path = f"/{POOL}/nr_hugepages"
-    if not os.access(path, os.W_OK):
+    if not os.access(f"/{POOL}/nr_hugepages", os.W_OK):
         raise unittest.SkipTest("needs root, to change the pool")
+    import fcntl                                # not on Windows
+    lock = os.open(f"/{POOL}", os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def pool_with(pages):
+    """Have so many pages more in the real pool, in a with block."""
+    path = f"/{POOL}/nr_hugepages"
 
     def write(pages):
         with open(path, "w") as file:
             file.write(str(pages))
 
-    import fcntl
     with contextlib.ExitStack() as stack:
-        lock = os.open(f"/{POOL}", os.O_RDONLY)
-        stack.callback(os.close, lock)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        stack.enter_context(lock_pool())
         before = reserve.read_pool()
         stack.callback(write, before.size)
         write(before.size + pages)
