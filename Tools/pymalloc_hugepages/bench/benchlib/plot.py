@@ -29,7 +29,8 @@ COLOURS = ("#7c7c7c", "#1f83d6", "#d2691e", "#2c8f4a", "#c2589b", "#188f96",
            "#8a68d4", "#83801a", "#d94a4a", "#a0714a")
 
 _STYLE = """\
-:root { color-scheme: light dark; font: 12px system-ui, sans-serif; }
+:root { color-scheme: light dark; font: 12px system-ui, sans-serif;
+        width: 100%; height: auto; }
 text { fill: #222; }
 .title { font-weight: bold; font-size: 14px; }
 .name, .end { text-anchor: end; }

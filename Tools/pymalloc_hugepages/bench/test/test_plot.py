@@ -82,7 +82,10 @@ class PlotTests(ScratchDirectory):
         self.assertEqual((left, top, width), (0, 0, 400))
         self.assertIsNone(root.get("width"))
         self.assertIsNone(root.get("height"))
-        sizes = re.findall(r"(\d+)px", plot.render(fake_results()))
+        # Opened by itself it must not shrink to the height of the window.
+        text = plot.render(fake_results())
+        self.assertIn("width: 100%; height: auto;", text)
+        sizes = re.findall(r"(\d+)px", text)
         self.assertTrue(sizes)
         # As many pixels on a phone.
         self.assertGreaterEqual(min(map(int, sizes)), 12)
