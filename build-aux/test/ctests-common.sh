@@ -42,15 +42,15 @@ compile() {
     name=$1
     layer=$2
     shift 2
-    parts="policy fork_policy other $layer"
-    if [ "$layer" = linux ]; then
-        parts="$parts limits fork system"
-    fi
-    for part in $parts; do
-        set -- "$@" "$root/Programs/_testhugepages_$part.c"
+    for file in "$root"/Programs/_testhugepages/*.c; do
+        case $layer/${file##*/} in
+        linux/test_os_windows.c) ;;
+        windows/machine.c|windows/*linux*.c|windows/test_pymalloc.c) ;;
+        windows/test_real_fork.c|windows/test_limits.c) ;;
+        *) set -- "$@" "$file" ;;
+        esac
     done
-    if ! "$@" "$root/Programs/_testhugepages.c" \
-        -std=c11 -Wall -Wextra -Wconversion -Werror -g \
+    if ! "$@" -pthread -std=c11 -Wall -Wextra -Wconversion -Werror -g \
         -I"$root/Include" -I"$root/Include/internal" \
         -isystem "$cpython/Include" \
         -o "$output/$name" >"$output/$name.log" 2>&1

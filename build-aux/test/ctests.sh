@@ -44,19 +44,19 @@ run_unrandomized() {
     run "$name" "$@"
 }
 
-compile gcc linux gcc -O2 -pthread \
+compile gcc linux gcc -O2 \
     && run gcc "$output/gcc"
 
-compile clang linux clang -O2 -pthread \
+compile clang linux clang -O2 \
     && run clang "$output/clang"
 
-compile asan-ubsan linux gcc -O1 -pthread \
+compile asan-ubsan linux gcc -O1 \
         -fsanitize=address,undefined -fno-sanitize-recover=all \
     && run_unrandomized asan-ubsan "$output/asan-ubsan"
 
-compile tsan linux gcc -O1 -pthread -fsanitize=thread \
+compile tsan linux gcc -O1 -fsanitize=thread \
     && run_unrandomized tsan "$output/tsan" \
-        policy_threads
+        arena_threads
 
 # A prefix of its own, without the parts that would ask to be installed; the
 # first start fills it, which takes some seconds.

@@ -142,7 +142,7 @@ boot() {
     } | tr -d '\r' | grep -v '] reboot: Power down' >"$2"
 }
 
-compile init linux gcc -static -O2 -pthread || exit 1
+compile init linux gcc -static -O2 || exit 1
 (cd "$output" && echo init | cpio -o -H newc --quiet -R 0:0) \
     >"$output/initramfs" || exit 2
 

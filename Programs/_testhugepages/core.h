@@ -1,11 +1,14 @@
 /* Objects/hugepages for one file of tests, which gives itself a name with
    TEST_PREFIX: over the OS layer that the system has, or over a fake one that
-   the file defines, if it defines TEST_FAKE_OS. */
+   the file defines, if it defines TEST_FAKE_OS.
+
+   Each file of tests is a translation unit with a copy of what it tests,
+   because the functions under test are static. */
 
 #ifndef Py_TESTHUGEPAGES_CORE_H
 #define Py_TESTHUGEPAGES_CORE_H
 
-#include "_testhugepages.h"
+#include "check.h"
 
 #include <errno.h>                // errno
 
@@ -18,7 +21,7 @@
 #define _PyMem_GetHugePagesStats TEST_NAME(TEST_PREFIX, _get_stats)
 #define _PyMem_PrintHugePagesStats TEST_NAME(TEST_PREFIX, _print_stats)
 
-// --- in place of obmalloc.c and the interpreter's state --------------------
+// --- in place of obmalloc.c and the interpreter's state ---------------------
 
 struct _obmalloc_mgmt {
     struct {
@@ -38,25 +41,52 @@ typedef struct {
 
 #define Py_GETENV(name) getenv(name)
 
-/* No file has tests of all. */
-#if defined(__GNUC__)
-#  pragma GCC diagnostic push
-#  pragma GCC diagnostic ignored "-Wunused-function"
-#endif
+#include "pycore_hugepages.h"
 #ifdef TEST_FAKE_OS
-#  include "../Include/internal/pycore_hugepages.h"
-#  include "../Objects/hugepages/stats.c"
-#  include "../Objects/hugepages/table.c"
-#  include "../Objects/hugepages/tiers.c"
-#  include "../Objects/hugepages/arena.c"
-#  include "../Objects/hugepages/fork.c"
+#  include "../../Objects/hugepages/stats.c"
+#  include "../../Objects/hugepages/table.c"
+#  include "../../Objects/hugepages/tiers.c"
+#  include "../../Objects/hugepages/arena.c"
+#  include "../../Objects/hugepages/fork.c"
 #else
 /* Of the thread that asks; NULL is one that Python does not know. */
 static PyThreadState *test_tstate;
 #  define _PyThreadState_GET() test_tstate
-#  include "../Include/internal/pycore_hugepages.h"
-#  include "../Objects/hugepages/pymalloc.c"
+#  include "../../Objects/hugepages/pymalloc.c"
+
+static void *
+alloc_arena(void)
+{
+    return _PyMem_HugePagesAlloc(NULL, ARENA_SIZE);
+}
+
+static void
+free_arena(void *arena)
+{
+    _PyMem_HugePagesFree(NULL, arena, ARENA_SIZE);
+}
 #endif
+
+/* Of the figures, those of the arenas that are kept. */
+#define RETAINED (PYMEM_HUGEPAGES_TIERS - 1)
+
+static _PyMem_HugePagesStats
+get_stats(void)
+{
+    _PyMem_HugePagesStats stats;
+    _PyMem_GetHugePagesStats(&stats);
+    return stats;
+}
+
+/* Check how many arenas the figures say are on which pages. */
+static void
+check_figures(int explicit_count, int thp_count, int plain_count)
+{
+    _PyMem_HugePagesStats stats = get_stats();
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_EXPLICIT].now, explicit_count);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_THP].now, thp_count);
+    CHECK_EQUAL(stats.tiers[HUGEPAGES_PLAIN].now, plain_count);
+}
 
 /* Forget everything: what is tested begins as in a new process. */
 static void
@@ -76,9 +106,5 @@ reset_core(void)
     memset(&hugepages_process, 0, sizeof(hugepages_process));
     memset(&hugepages_stats, 0, sizeof(hugepages_stats));
 }
-
-#if defined(__GNUC__)
-#  pragma GCC diagnostic pop
-#endif
 
 #endif /* !Py_TESTHUGEPAGES_CORE_H */

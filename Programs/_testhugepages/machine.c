@@ -1,7 +1,6 @@
-/* What the tests on a real kernel share: see _testhugepages_system.h. */
+/* Linux as it is: see machine.h. */
 
-#include "_testhugepages.h"
-#include "_testhugepages_system.h"
+#include "machine.h"
 
 #include <dirent.h>               // opendir()
 #include <errno.h>                // errno
@@ -14,7 +13,7 @@
 #include <time.h>                 // nanosleep()
 #include <unistd.h>               // fork()
 
-// --- what the kernel says --------------------------------------------------
+// --- what the kernel says ---------------------------------------------------
 
 int
 read_file(const char *path, char *buffer, size_t size)
@@ -65,15 +64,17 @@ write_number(const char *path, long number)
     return write_file(path, text);
 }
 
-int
-read_smaps(const void *address, smaps_entry *entry)
+smaps_entry
+read_smaps(const void *address)
 {
     static char text[4 << 20];
+    const smaps_entry nothing = {0};
+    smaps_entry entry = {0};
+    int found = 0;
     if (read_file("/proc/self/smaps", text, sizeof(text)) < 0) {
         FAIL("/proc/self/smaps: %s", strerror(errno));
-        return -1;
+        return nothing;
     }
-    int found = 0;
     for (char *line = text, *next; line != NULL && *line != '\0'; line = next)
     {
         next = strchr(line, '\n');
@@ -87,53 +88,53 @@ read_smaps(const void *address, smaps_entry *entry)
                 break;
             }
             found = start <= (uintptr_t)address && (uintptr_t)address < end;
-            memset(entry, 0, sizeof(*entry));
-            entry->start = start;
-            entry->end = end;
+            entry = nothing;
+            entry.start = start;
+            entry.end = end;
         }
         else if (sscanf(line, "KernelPageSize: %ld", &number) == 1) {
-            entry->kernel_page_kib = number;
+            entry.kernel_page_kib = number;
         }
         else if (sscanf(line, "Private_Hugetlb: %ld", &number) == 1) {
-            entry->private_hugetlb_kib = number;
+            entry.private_hugetlb_kib = number;
         }
         else if (sscanf(line, "AnonHugePages: %ld", &number) == 1) {
-            entry->anon_huge_kib = number;
+            entry.anon_huge_kib = number;
         }
         else if (strncmp(line, "VmFlags:", 8) == 0) {
-            entry->advised_huge = strstr(line, " hg") != NULL;
-            entry->unadvised = strstr(line, " nh") != NULL;
+            entry.advised_huge = strstr(line, " hg") != NULL;
+            entry.unadvised = strstr(line, " nh") != NULL;
         }
     }
-    return found ? 0 : -1;
+    return found ? entry : nothing;
+}
+
+smaps_entry
+need_smaps(const void *address)
+{
+    smaps_entry entry = read_smaps(address);
+    if (entry.end == 0) {
+        FAIL("%p is not mapped", address);
+    }
+    return entry;
 }
 
 int
 is_unmapped(const void *address)
 {
-    smaps_entry entry;
-    return read_smaps(address, &entry) < 0;
+    return read_smaps(address).end == 0;
 }
 
 int
 is_advised(const void *address)
 {
-    smaps_entry entry;
-    if (read_smaps(address, &entry) < 0) {
-        FAIL("%p is not mapped", address);
-        return 0;
-    }
-    return entry.advised_huge;
+    return need_smaps(address).advised_huge;
 }
 
 void
 check_hugetlb(const void *address)
 {
-    smaps_entry entry;
-    if (read_smaps(address, &entry) < 0) {
-        FAIL("%p is not mapped", address);
-        return;
-    }
+    smaps_entry entry = need_smaps(address);
     CHECK_EQUAL(entry.kernel_page_kib, 2048);
     CHECK_EQUAL(entry.private_hugetlb_kib, (entry.end - entry.start) / 1024);
 }
@@ -141,14 +142,35 @@ check_hugetlb(const void *address)
 void
 check_thp(const void *address)
 {
-    smaps_entry entry;
+    smaps_entry entry = need_smaps(address);
     CHECK_EQUAL((uintptr_t)address % ARENA_SIZE, 0);
-    if (read_smaps(address, &entry) < 0) {
-        FAIL("%p is not mapped", address);
-        return;
-    }
     CHECK(entry.advised_huge);
     CHECK(entry.end >= (uintptr_t)address + ARENA_SIZE);
+}
+
+void
+write_pages(void *address, size_t size)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    char *bytes = (char *)address;
+    for (size_t i = 0; i < size; i += page) {
+        memset(bytes + i, (int)(i / page % 127) + 1, page);
+    }
+}
+
+void
+check_pages(const void *address, size_t size)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    const char *bytes = (const char *)address;
+    for (size_t i = 0; i < size; i += page) {
+        if (bytes[i] != (char)(i / page % 127) + 1
+            || memcmp(bytes + i, bytes + i + 1, page - 1) != 0)
+        {
+            FAIL("page %zu has lost its content", i / page);
+            return;
+        }
+    }
 }
 
 long
@@ -221,19 +243,132 @@ use_up_mappings(size_t *size)
     return memory;
 }
 
-// --- end by a signal -------------------------------------------------------
+// --- children and signals ---------------------------------------------------
 
-static void restore_pool_files(void);
+int
+begin_child(void)
+{
+    (void)fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        return 1;
+    }
+    int status = child < 0 ? -1 : wait_for(child);
+    if (status == -1) {
+        FAIL("no child: %s", strerror(errno));
+    }
+    else if (WIFSIGNALED(status)) {
+        FAIL("the child was ended by signal %d", WTERMSIG(status));
+    }
+    else if (status != 0) {
+        FAIL("failed in the child");
+    }
+    return 0;
+}
+
+void
+run_in_child(void (*function)(void))
+{
+    IN_CHILD {
+        function();
+    }
+}
+
+int
+wait_for(pid_t child)
+{
+    int status;
+    return waitpid(child, &status, 0) == child ? status : -1;
+}
+
+/* glibc's type for a C++ compiler is an enumeration. */
+#ifdef __USE_GNU
+typedef enum __rlimit_resource resource_number;
+#else
+typedef int resource_number;
+#endif
+
+rlim_t
+set_limit(int resource, rlim_t limit)
+{
+    struct rlimit limits = {0, 0};
+    CHECK_EQUAL(getrlimit((resource_number)resource, &limits), 0);
+    rlim_t saved_limit = limits.rlim_cur;
+    limits.rlim_cur = limit;
+    if (limits.rlim_max < limit) {
+        limits.rlim_max = limit;
+    }
+    CHECK_EQUAL(setrlimit((resource_number)resource, &limits), 0);
+    return saved_limit;
+}
+
+void
+set_handler(int signal_number, void (*handler)(int), struct sigaction *saved)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof(action));
+    action.sa_handler = handler;
+    action.sa_flags = SA_RESTART;
+    CHECK_EQUAL(sigaction(signal_number, &action, saved), 0);
+}
+
+// --- what is restored -------------------------------------------------------
+
+static void restore_pool(void);
 static int undo_cgroup(void);
 
 static const int fatal_signals[] = {
     SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGABRT, SIGBUS, SIGSEGV, SIGILL, SIGFPE
 };
-#define FATAL_SIGNALS ((int)(sizeof(fatal_signals) / sizeof(fatal_signals[0])))
+#define FATAL_SIGNALS ((int)Py_ARRAY_LENGTH(fatal_signals))
 static struct sigaction saved_actions[FATAL_SIGNALS];
 
-/* How many settings of the system are changed. */
-static int guards;
+/* The process that has changed settings of the system, or 0. */
+static pid_t guarded;
+
+static void
+end_guard(void)
+{
+    guarded = 0;
+    for (int i = 0; i < FATAL_SIGNALS; i++) {
+        (void)sigaction(fatal_signals[i], &saved_actions[i], NULL);
+    }
+}
+
+static void
+restore_and_die(int signal_number)
+{
+    if (getpid() == guarded) {
+        (void)undo_cgroup();
+        restore_pool();
+    }
+    end_guard();
+    (void)raise(signal_number);
+}
+
+/* From here on, a signal that ends this process restores the system first. */
+static void
+begin_guard(void)
+{
+    if (guarded == 0) {
+        guarded = getpid();
+        for (int i = 0; i < FATAL_SIGNALS; i++) {
+            set_handler(fatal_signals[i], restore_and_die, &saved_actions[i]);
+        }
+    }
+}
+
+void
+restore_machine(void)
+{
+    if (guarded != 0) {
+        CHECK_EQUAL(undo_cgroup(), 0);
+        restore_pool();
+        end_guard();
+    }
+}
+
+// --- the pool of huge pages -------------------------------------------------
 
 static struct {
     int changed;
@@ -242,92 +377,13 @@ static struct {
 } saved_pool;
 
 static void
-restore_and_die(int signal_number)
-{
-    (void)undo_cgroup();
-    if (saved_pool.changed) {
-        restore_pool_files();
-    }
-    (void)signal(signal_number, SIG_DFL);
-    (void)raise(signal_number);
-}
-
-/* From here on, a signal that ends this process restores the system first. */
-static void
-begin_guard(void)
-{
-    if (guards++ == 0) {
-        struct sigaction action;
-        memset(&action, 0, sizeof(action));
-        action.sa_handler = restore_and_die;
-        for (int i = 0; i < FATAL_SIGNALS; i++) {
-            (void)sigaction(fatal_signals[i], &action, &saved_actions[i]);
-        }
-    }
-}
-
-static void
-restore_actions(void)
-{
-    for (int i = 0; i < FATAL_SIGNALS; i++) {
-        (void)sigaction(fatal_signals[i], &saved_actions[i], NULL);
-    }
-}
-
-static void
-end_guard(void)
-{
-    if (--guards == 0) {
-        restore_actions();
-    }
-}
-
-void
-run_in_child(void (*function)(void))
-{
-    (void)fflush(stdout);
-    pid_t child = fork();
-    if (child < 0) {
-        FAIL("fork: %s", strerror(errno));
-        return;
-    }
-    if (child == 0) {
-        /* The parent restores what it has changed. */
-        if (guards > 0) {
-            restore_actions();
-        }
-        function();
-        (void)fflush(stdout);
-        _exit(test_failed());
-    }
-    int status;
-    if (waitpid(child, &status, 0) != child) {
-        FAIL("waitpid: %s", strerror(errno));
-    }
-    else if (WIFSIGNALED(status)) {
-        FAIL("the child was ended by signal %d", WTERMSIG(status));
-    }
-    else if (WEXITSTATUS(status) != 0) {
-        FAIL("failed in the child");
-    }
-}
-
-// --- the pool of huge pages ------------------------------------------------
-
-static void
-restore_pool_files(void)
-{
-    (void)write_number(POOL "nr_overcommit_hugepages", saved_pool.overcommit);
-    (void)write_number(POOL "nr_hugepages", saved_pool.pages);
-}
-
-void
 restore_pool(void)
 {
     if (saved_pool.changed) {
-        restore_pool_files();
         saved_pool.changed = 0;
-        end_guard();
+        (void)write_number(POOL "nr_overcommit_hugepages",
+                           saved_pool.overcommit);
+        (void)write_number(POOL "nr_hugepages", saved_pool.pages);
     }
 }
 
@@ -341,7 +397,6 @@ pool_available(void)
 int
 need_pool(long pages)
 {
-    static char reason[200];
     long total = read_number(POOL "nr_hugepages");
     long overcommit = read_number(POOL "nr_overcommit_hugepages");
     if (total < 0 || overcommit < 0) {
@@ -354,16 +409,16 @@ need_pool(long pages)
     /* Writing the value that is there changes nothing, but tells whether the
        kernel lets us. */
     if (write_number(POOL "nr_hugepages", total) < 0) {
-        (void)snprintf(reason, sizeof(reason),
-                       "needs %ld free huge pages: cannot write "
-                       POOL "nr_hugepages: %s", pages, strerror(errno));
-        test_skip(reason);
+        test_skip("needs %ld free huge pages: cannot write "
+                  POOL "nr_hugepages: %s", pages, strerror(errno));
         return -1;
     }
-    saved_pool.pages = total;
-    saved_pool.overcommit = overcommit;
-    saved_pool.changed = 1;
     begin_guard();
+    if (!saved_pool.changed) {
+        saved_pool.pages = total;
+        saved_pool.overcommit = overcommit;
+        saved_pool.changed = 1;
+    }
     (void)write_number(POOL "nr_overcommit_hugepages", 0);
     long wanted = total - pool_available() + pages;
     (void)write_number(POOL "nr_hugepages", wanted);
@@ -379,7 +434,7 @@ need_pool(long pages)
     return 0;
 }
 
-// --- a cgroup --------------------------------------------------------------
+// --- a cgroup ---------------------------------------------------------------
 
 static struct {
     char mount[64];
@@ -399,12 +454,13 @@ cgroup_file(const char *group, const char *name)
     return path;
 }
 
+static const struct timespec short_pause = {0, 10 * 1000 * 1000};
+
 /* A cgroup that was removed is not gone at once for the kernel, which does not
    mount its controller in the other version until then. */
 static int
 mount_cgroup(int version, const char *controller)
 {
-    const struct timespec pause = {0, 10 * 1000 * 1000};
     for (int tries = 0; ; tries++) {
         int status = version == 1
                      ? mount("none", cgroup.mount, "cgroup", 0, controller)
@@ -412,47 +468,57 @@ mount_cgroup(int version, const char *controller)
         if (status == 0 || errno != EBUSY || tries == 500) {
             return status;
         }
-        (void)nanosleep(&pause, NULL);
+        (void)nanosleep(&short_pause, NULL);
     }
+}
+
+/* Have the controllers of a group enabled ('+') or not ('-') for those in it.
+   Return 0, or -1 with errno set. */
+static int
+switch_controller(char sign, const char *controller)
+{
+    char text[32];
+    (void)snprintf(text, sizeof(text), "%c%s", sign, controller);
+    return write_file(cgroup_file(cgroup.mount, "cgroup.subtree_control"),
+                      text);
+}
+
+/* Return whether a file of the mounted cgroup names a controller, or -1 with
+   errno set. */
+static int
+has_controller(const char *file, const char *controller)
+{
+    char controllers[1024];
+    return read_file(cgroup_file(cgroup.mount, file), controllers,
+                     sizeof(controllers)) < 0 ? -1
+           : strstr(controllers, controller) != NULL;
 }
 
 /* Return 0, or -1 with errno set and *what telling which step failed. */
 static int
 enable_controller(const char *controller, const char **what)
 {
-    char controllers[1024];
     *what = "cgroup.controllers";
-    if (read_file(cgroup_file(cgroup.mount, *what), controllers,
-                  sizeof(controllers)) < 0)
-    {
-        return -1;
-    }
-    if (strstr(controllers, controller) == NULL) {
+    int is_there = has_controller(*what, controller);
+    if (is_there == 0) {
         *what = "the kernel's cgroup v2 does not have it";
         errno = ENODEV;
+    }
+    if (is_there != 1) {
         return -1;
     }
     *what = "cgroup.subtree_control";
-    if (read_file(cgroup_file(cgroup.mount, *what), controllers,
-                  sizeof(controllers)) < 0)
-    {
-        return -1;
-    }
-    if (strstr(controllers, controller) == NULL) {
-        char text[32];
-        (void)snprintf(text, sizeof(text), "+%s", controller);
-        if (write_file(cgroup_file(cgroup.mount, *what), text) < 0) {
-            return -1;
-        }
+    int is_enabled = has_controller(*what, controller);
+    if (is_enabled == 0 && switch_controller('+', controller) == 0) {
         cgroup.controller_added = controller;
+        is_enabled = 1;
     }
-    return 0;
+    return is_enabled == 1 ? 0 : -1;
 }
 
 int
 make_cgroup(int version, const char *controller, const char *file, long limit)
 {
-    static char reason[200];
     const char *what = "mkdtemp";
     (void)snprintf(cgroup.mount, sizeof(cgroup.mount),
                    "/tmp/testhugepages-XXXXXX");
@@ -483,9 +549,7 @@ make_cgroup(int version, const char *controller, const char *file, long limit)
     return 0;
 
 error:
-    (void)snprintf(reason, sizeof(reason), "needs a %s cgroup: %s: %s",
-                   controller, what, strerror(errno));
-    test_skip(reason);
+    test_skip("needs a %s cgroup: %s: %s", controller, what, strerror(errno));
     return -1;
 }
 
@@ -505,22 +569,18 @@ read_cgroup(const char *file)
 static int
 undo_cgroup(void)
 {
-    const struct timespec pause = {0, 10 * 1000 * 1000};
     int failed = 0;
     if (cgroup.created) {
         /* After a signal its processes may still be about to end. */
         int tries = 0;
         while (rmdir(cgroup.group) != 0 && tries < 100) {
-            (void)nanosleep(&pause, NULL);
+            (void)nanosleep(&short_pause, NULL);
             tries++;
         }
         failed += tries == 100;
     }
     if (cgroup.controller_added != NULL) {
-        char text[32];
-        (void)snprintf(text, sizeof(text), "-%s", cgroup.controller_added);
-        failed += write_file(cgroup_file(cgroup.mount,
-                                         "cgroup.subtree_control"), text) < 0;
+        failed += switch_controller('-', cgroup.controller_added) < 0;
     }
     if (cgroup.mounted) {
         failed += umount(cgroup.mount) != 0;
@@ -530,13 +590,4 @@ undo_cgroup(void)
     }
     memset(&cgroup, 0, sizeof(cgroup));
     return failed;
-}
-
-void
-remove_cgroup(void)
-{
-    if (cgroup.mount[0] != '\0') {
-        CHECK_EQUAL(undo_cgroup(), 0);
-        end_guard();
-    }
 }

@@ -20,14 +20,19 @@
 
    At each atomic operation, each call and each copy of the core is a moment:
    at any one of them a test can have something else done, as a signal handler
-   or another thread would. */
+   or another thread would.
 
-#ifndef Py_TESTHUGEPAGES_FAKE_H
-#define Py_TESTHUGEPAGES_FAKE_H
+   A test, or each case of it, begins with begin_test() or begin_with() and
+   ends with the next one or by itself: then all that it holds is given back,
+   and nothing may be left. */
 
-#include "_testhugepages.h"
+#ifndef Py_TESTHUGEPAGES_FAKE_OS_H
+#define Py_TESTHUGEPAGES_FAKE_OS_H
+
+#include "stand_in.h"
 
 #include <ctype.h>                // tolower()
+#include <pthread.h>              // pthread_mutex_lock()
 #include <setjmp.h>               // longjmp()
 
 /* Small, so that every byte of an arena can be looked at often. */
@@ -71,16 +76,12 @@ static void *fake_memcpy(void *target, const void *source, size_t size);
     (moment(), (_Py_atomic_add_ssize)(object, value))
 #define memcpy fake_memcpy
 #define TEST_FAKE_OS
-#include "_testhugepages_core.h"
+#include "core.h"
 #undef memcpy
 
-/* No file has tests of all. */
-#if defined(__GNUC__)
-#  pragma GCC diagnostic push
-#  pragma GCC diagnostic ignored "-Wunused-function"
-#endif
+#define TEST(name) TEST_CASE(name, ANYWHERE, NULL, end_test)
 
-// --- the fake OS layer -----------------------------------------------------
+// --- the fake OS layer ------------------------------------------------------
 
 typedef enum {
     NOTHING,
@@ -131,7 +132,24 @@ static struct {
     jmp_buf exited;
 } fake;
 
-static unsigned char *fake_memory;
+static _Alignas(ARENA_SIZE) unsigned char fake_memory[SLOTS * ARENA_SIZE];
+
+/* Held while a call is answered: threads may make them. */
+static pthread_mutex_t fake_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void
+begin_call(void)
+{
+    moment();
+    (void)pthread_mutex_lock(&fake_lock);
+}
+
+static void
+end_call(void)
+{
+    (void)pthread_mutex_unlock(&fake_lock);
+    moment();
+}
 
 static hugepages_result
 random_answer(char letter)
@@ -148,6 +166,23 @@ random_answer(char letter)
     default:
         return HUGEPAGES_OK;
     }
+}
+
+/* Let the calls with these letters answer so. */
+static void
+let_answer(const char *letters, hugepages_result answer)
+{
+    for (; *letters != '\0'; letters++) {
+        fake.answers[(int)*letters] = answer;
+    }
+}
+
+/* Let a call answer so, by its number from the next one on, from 0. */
+static void
+let_call_answer(int number, hugepages_result answer)
+{
+    fake.fault_at = fake.calls + number;
+    fake.fault_answer = answer;
 }
 
 /* Choose the answer and write the call down.  The lock is held. */
@@ -195,11 +230,20 @@ address_of(int slot)
     return fake_memory + (size_t)slot * ARENA_SIZE;
 }
 
+static void
+empty_slots(const void *arena)
+{
+    int slot = slot_of(arena);
+    fake.slots[slot] = NOTHING;
+    if ((uintptr_t)arena % ARENA_SIZE != 0) {
+        fake.slots[slot + 1] = NOTHING;
+    }
+}
+
 static int
 is_fake(const void *address)
 {
-    return (uintptr_t)address >= (uintptr_t)fake_memory
-           && slot_of(address) < SLOTS;
+    return (uintptr_t)address - (uintptr_t)fake_memory < sizeof(fake_memory);
 }
 
 static int
@@ -236,20 +280,28 @@ fake_memcpy(void *target, const void *source, size_t size)
                   size - size / 2);
 }
 
+/* Return the number of a chunk, or of a free place if address is NULL;
+   MAX_CHUNKS if there is none. */
+static int
+find_chunk(const void *address)
+{
+    int i = 0;
+    while (i < MAX_CHUNKS && fake.chunks[i].address != address) {
+        i++;
+    }
+    return i;
+}
+
 static hugepages_result
 fake_map(char letter, memory_kind kind, size_t size, void **address,
          int *os_error)
 {
-    moment();
-    test_lock();
+    begin_call();
     hugepages_result answer = fake_call(letter);
     int slots = letter == 'P' && !fake.aligns_plain ? 2 : 1;
     *os_error = 1;
     if (answer == HUGEPAGES_OK && letter == 'C') {
-        int i = 0;
-        while (i < MAX_CHUNKS && fake.chunks[i].address != NULL) {
-            i++;
-        }
+        int i = find_chunk(NULL);
         *address = calloc(1, size);
         if (i == MAX_CHUNKS || *address == NULL) {
             FAIL("no memory for another chunk");
@@ -279,8 +331,7 @@ fake_map(char letter, memory_kind kind, size_t size, void **address,
             memset(*address, 0, ARENA_SIZE);
         }
     }
-    test_unlock();
-    moment();
+    end_call();
     return answer;
 }
 
@@ -298,36 +349,22 @@ hugepages_os_enable_explicit(int *os_error)
     return fake_call('N');
 }
 
-static hugepages_result
-hugepages_os_map_explicit(size_t size, void **address, int *os_error)
-{
-    return fake_map('E', EXPLICIT, size, address, os_error);
-}
+#define FAKE_MAP(name, letter, kind) \
+    static hugepages_result \
+    name(size_t size, void **address, int *os_error) \
+    { \
+        return fake_map(letter, kind, size, address, os_error); \
+    }
 
-static hugepages_result
-hugepages_os_map_thp(size_t size, void **address, int *os_error)
-{
-    return fake_map('T', THP, size, address, os_error);
-}
-
-static hugepages_result
-hugepages_os_map_aligned(size_t size, void **address, int *os_error)
-{
-    return fake_map('A', PLAIN, size, address, os_error);
-}
-
-static hugepages_result
-hugepages_os_map_plain(size_t size, void **address, int *os_error)
-{
-    return fake_map(size == ARENA_SIZE ? 'P' : 'C', PLAIN, size, address,
-                    os_error);
-}
+FAKE_MAP(hugepages_os_map_explicit, 'E', EXPLICIT)
+FAKE_MAP(hugepages_os_map_thp, 'T', THP)
+FAKE_MAP(hugepages_os_map_aligned, 'A', PLAIN)
+FAKE_MAP(hugepages_os_map_plain, size == ARENA_SIZE ? 'P' : 'C', PLAIN)
 
 static hugepages_result
 hugepages_os_advise(void *address, size_t size, int *os_error)
 {
-    moment();
-    test_lock();
+    begin_call();
     hugepages_result answer = fake_call('V');
     CHECK_EQUAL(size, ARENA_SIZE);
     CHECK_EQUAL(fake.slots[slot_of(address)], PLAIN);
@@ -336,16 +373,14 @@ hugepages_os_advise(void *address, size_t size, int *os_error)
         fake.slots[slot_of(address)] = THP;
     }
     *os_error = 1;
-    test_unlock();
-    moment();
+    end_call();
     return answer;
 }
 
 static hugepages_result
 hugepages_os_unmap(void *address, size_t size, int *os_error)
 {
-    moment();
-    test_lock();
+    begin_call();
     int is_arena = is_fake(address);
     hugepages_result answer = fake_call(is_arena ? 'U' : 'F');
     *os_error = 1;
@@ -359,21 +394,13 @@ hugepages_os_unmap(void *address, size_t size, int *os_error)
             /* Content is lost either way. */
             memset(address, answer == HUGEPAGES_OK ? 0xDE : 0, ARENA_SIZE);
             if (answer == HUGEPAGES_OK) {
-                fake.slots[slot] = NOTHING;
-                if ((uintptr_t)address % ARENA_SIZE != 0) {
-                    fake.slots[slot + 1] = NOTHING;
-                }
+                empty_slots(address);
             }
         }
     }
     else {
-        int i = 0;
-        while (i < MAX_CHUNKS && (fake.chunks[i].address != address
-                                  || fake.chunks[i].size != size))
-        {
-            i++;
-        }
-        if (i == MAX_CHUNKS) {
+        int i = find_chunk(address);
+        if (i == MAX_CHUNKS || fake.chunks[i].size != size) {
             FAIL("unmap of a chunk that is not mapped");
         }
         else if (answer == HUGEPAGES_OK) {
@@ -381,8 +408,7 @@ hugepages_os_unmap(void *address, size_t size, int *os_error)
             free(address);
         }
     }
-    test_unlock();
-    moment();
+    end_call();
     return answer;
 }
 
@@ -392,16 +418,16 @@ hugepages_os_error_name(int os_error)
     return os_error == 1 ? "FAKE" : NULL;
 }
 
+/* A question: "no" is written down in lower case. */
 static int
 fake_ask(char letter, int answer)
 {
-    moment();
-    test_lock();
+    begin_call();
     (void)fake_call(letter);
     if (!answer && fake.length > 0) {
         fake.log[fake.length - 1] = (char)tolower(letter);
     }
-    test_unlock();
+    end_call();
     return answer;
 }
 
@@ -438,17 +464,17 @@ hugepages_os_unblock_signals(void)
 static void
 hugepages_os_unadvise(void *address, size_t size)
 {
-    moment();
+    begin_call();
     (void)fake_call('R');
     fake.unadvised = address;
     fake.unadvised_size = size;
-    moment();
+    end_call();
 }
 
 static hugepages_result
 hugepages_os_move(void *from, void *to, size_t size)
 {
-    moment();
+    begin_call();
     hugepages_result answer = fake_call('M');
     int source = slot_of(from), target = slot_of(to);
     CHECK_EQUAL(size, ARENA_SIZE);
@@ -466,14 +492,14 @@ hugepages_os_move(void *from, void *to, size_t size)
         memset(to, 0xDE, ARENA_SIZE);
         fake.slots[target] = HOLE;
     }
-    moment();
+    end_call();
     return answer;
 }
 
 static hugepages_result
 hugepages_os_remap_plain(void *address, size_t size)
 {
-    moment();
+    begin_call();
     hugepages_result answer = fake_call('L');
     CHECK_EQUAL(size, ARENA_SIZE);
     if (!is_fake(address) || fake.slots[slot_of(address)] == NOTHING) {
@@ -483,16 +509,16 @@ hugepages_os_remap_plain(void *address, size_t size)
         memset(address, 0, ARENA_SIZE);
         fake.slots[slot_of(address)] = PLAIN;
     }
-    moment();
+    end_call();
     return answer;
 }
 
 static void
 hugepages_os_exit(const char *line)
 {
+    const char start[] = "Fatal Python error: a forked process has no memory";
     (void)fake_call('X');
-    CHECK(strstr(line, "Fatal Python error: a forked process has no memory")
-          == line);
+    CHECK(strncmp(line, start, strlen(start)) == 0);
     if (!fake.may_exit) {
         FAIL("a child exits");
         (void)fflush(stdout);
@@ -501,7 +527,7 @@ hugepages_os_exit(const char *line)
     longjmp(fake.exited, 1);
 }
 
-// --- arenas in use ---------------------------------------------------------
+// --- arenas in use ----------------------------------------------------------
 
 /* What the test has taken; each has a pattern of its own in it. */
 #define MAX_HELD 256
@@ -534,6 +560,17 @@ check_content(const unsigned char *arena)
     }
 }
 
+/* Return the number of an arena that the test has, or -1. */
+static int
+find_held(const void *arena)
+{
+    int i = held_count - 1;
+    while (i >= 0 && held[i].address != arena) {
+        i--;
+    }
+    return i;
+}
+
 static void
 hold(void *address, int of_thread)
 {
@@ -542,9 +579,7 @@ hold(void *address, int of_thread)
         return;
     }
     check_access(arena, "an arena is");
-    for (int i = 0; i < held_count; i++) {
-        CHECK(held[i].address != arena);
-    }
+    CHECK(find_held(arena) < 0);
     for (size_t i = 0; i < ARENA_SIZE; i++) {
         arena[i] = pattern(arena, i);
     }
@@ -584,13 +619,24 @@ give_number(int number)
 static void
 give(void *arena)
 {
-    for (int i = 0; i < held_count; i++) {
-        if (held[i].address == arena) {
-            give_number(i);
-            return;
-        }
+    REQUIRE(find_held(arena) >= 0);
+    give_number(find_held(arena));
+}
+
+static void
+take_many(void **arenas, int count)
+{
+    for (int i = 0; i < count; i++) {
+        arenas[i] = take();
     }
-    FAIL("the test gives what it does not hold");
+}
+
+static void
+give_many(void **arenas, int count)
+{
+    for (int i = 0; i < count; i++) {
+        give(arenas[i]);
+    }
 }
 
 static int
@@ -614,6 +660,15 @@ count_refused(const _PyMem_HugePagesTier *tier)
 }
 
 static void
+check_kinds(int explicit_count, int thp_count, int plain_count)
+{
+    CHECK_EQUAL(count_slots(EXPLICIT), explicit_count);
+    CHECK_EQUAL(count_slots(THP), thp_count);
+    CHECK_EQUAL(count_slots(PLAIN), plain_count);
+    check_figures(explicit_count, thp_count, plain_count);
+}
+
+static void
 check_range(long long value, long long least, long long most, int slack,
             const char *what)
 {
@@ -624,8 +679,8 @@ check_range(long long value, long long least, long long most, int slack,
 
 /* What the system has not taken back may be lost, but not more. */
 static void
-check_figures(const _PyMem_HugePagesTier *tier, memory_kind kind, int in_use,
-              int slack, const char *what)
+check_tier(const _PyMem_HugePagesTier *tier, memory_kind kind, int in_use,
+           int slack, const char *what)
 {
     /* Explicit pages that the parent has lost are lost in the child, too. */
     int most = fake.is_child && kind == EXPLICIT ? SLOTS : count_slots(kind);
@@ -663,10 +718,7 @@ check_state(int slack)
         CHECK_EQUAL(kind, value & HUGEPAGES_IS_EXPLICIT ? EXPLICIT
                           : value & HUGEPAGES_IS_THP ? THP : PLAIN);
         CHECK_EQUAL(seen[slot_of(arena)], 0);
-        int is_held = 0;
-        for (int i = 0; i < held_count; i++) {
-            is_held |= held[i].address == arena;
-        }
+        int is_held = find_held(arena) >= 0;
         CHECK(!(is_free && is_held));
         lonely += !is_free && !is_held;
         kept += is_free;
@@ -690,16 +742,27 @@ check_state(int slack)
     }
 
     CHECK(advised <= slack);
-    _PyMem_HugePagesStats stats;
-    _PyMem_GetHugePagesStats(&stats);
-    check_figures(&stats.tiers[HUGEPAGES_EXPLICIT], EXPLICIT, in_use[EXPLICIT], slack,
-                  "arenas on explicit pages");
-    check_figures(&stats.tiers[HUGEPAGES_THP], THP, in_use[THP], slack, "arenas on THP");
-    check_figures(&stats.tiers[HUGEPAGES_PLAIN], PLAIN, in_use[PLAIN], slack, "plain arenas");
-    check_range((long long)stats.tiers[HUGEPAGES_KINDS].now, kept, kept, slack,
+    _PyMem_HugePagesStats stats = get_stats();
+    const _PyMem_HugePagesTier *tiers = stats.tiers;
+    check_tier(&tiers[HUGEPAGES_EXPLICIT], EXPLICIT, in_use[EXPLICIT], slack,
+               "arenas on explicit pages");
+    check_tier(&tiers[HUGEPAGES_THP], THP, in_use[THP], slack,
+               "arenas on THP");
+    check_tier(&tiers[HUGEPAGES_PLAIN], PLAIN, in_use[PLAIN], slack,
+               "plain arenas");
+    check_range((long long)tiers[RETAINED].now, kept, kept, slack,
                 "kept arenas");
     CHECK_EQUAL(fake.blocked, 0);
     moments_left = saved_left;
+}
+
+/* An arena that the system has not taken back, and that nobody gets: it is no
+   leak of the core's. */
+static void
+forget_arena(void *arena, hugepages_kind kind)
+{
+    empty_slots(arena);
+    hugepages_count_unmapped(kind);
 }
 
 /* Check the log since the last call. */
@@ -717,12 +780,70 @@ check_log(int line, const char *expected)
 
 #define CHECK_LOG(expected) check_log(__LINE__, expected)
 
+/* Do something, and check which calls it makes. */
+#define EXPECT(action, expected) \
+    do { \
+        (void)(action); \
+        CHECK_LOG(expected); \
+    } while (0)
+
+/* Nonzero from the beginning of a test to its end. */
+static int is_begun;
+
+/* Check that the table is all that there is but for arenas. */
+static void
+check_chunks(void)
+{
+    for (int i = 0; i < MAX_CHUNKS; i++) {
+        int is_piece = fake.chunks[i].address == NULL;
+        for (int j = 0; j < HUGEPAGES_PIECES - 1; j++) {
+            is_piece |= fake.chunks[i].address == hugepages_table.pieces[j];
+        }
+        CHECK(is_piece);
+    }
+}
+
+static void
+give_all(void)
+{
+    while (held_count > 0 && !test_failed()) {
+        give_number(0);
+    }
+}
+
+/* Give everything back; then nothing is left but the table. */
+static void
+end_test(void)
+{
+    if (!is_begun) {
+        return;
+    }
+    is_begun = 0;
+    fake.random_state = 0;
+    fake.fault_at = -1;
+    memset(fake.answers, 0, sizeof(fake.answers));
+    give_all();
+    (void)hugepages_release_kept();
+    check_state(0);
+    CHECK_EQUAL(hugepages_table.count, 0);
+    check_chunks();
+    CHECK_EQUAL(count_slots(EXPLICIT) + count_slots(THP) + count_slots(PLAIN),
+                0);
+}
+
+/* The same where the process is gone, or what the system has not taken back
+   is lost: what is left is not looked at. */
+static void
+abandon_test(void)
+{
+    is_begun = 0;
+}
+
 static void
 begin_test(void)
 {
-    if (fake_memory == NULL) {
-        fake_memory = test_alloc_aligned(SLOTS * ARENA_SIZE, ARENA_SIZE);
-    }
+    end_test();
+    is_begun = 1;
     moments_left = -1;
     for (int i = 0; i < MAX_CHUNKS; i++) {
         free(fake.chunks[i].address);
@@ -739,45 +860,28 @@ begin_test(void)
 
 /* The same, and set the switch. */
 static void
-begin_test_with(int tiers)
+begin_with(int tiers)
 {
     begin_test();
     _PyMem_SetHugePages(tiers);
     fake.length = 0;
 }
 
-/* Check that the table is all that there is but for arenas. */
+/* The same, with so many arenas on explicit pages, then so many on THP. */
 static void
-check_chunks(void)
+begin_with_arenas(int tiers, int explicit_count, int thp_count)
 {
-    for (int i = 0; i < MAX_CHUNKS; i++) {
-        int is_piece = fake.chunks[i].address == NULL;
-        for (int j = 0; j < HUGEPAGES_PIECES - 1; j++) {
-            is_piece |= fake.chunks[i].address == hugepages_table.pieces[j];
-        }
-        CHECK(is_piece);
+    begin_with(tiers);
+    for (int i = 0; i < explicit_count + thp_count; i++) {
+        fake.answers['E'] = i < explicit_count ? HUGEPAGES_OK : HUGEPAGES_BUSY;
+        REQUIRE(take() != NULL);
     }
-}
-
-/* Give everything back; then nothing is left but the table. */
-static void
-end_test(void)
-{
-    fake.random_state = 0;
-    fake.fault_at = -1;
-    memset(fake.answers, 0, sizeof(fake.answers));
-    while (held_count > 0 && !test_failed()) {
-        give_number(0);
-    }
-    (void)hugepages_release_kept();
+    fake.answers['E'] = HUGEPAGES_OK;
     check_state(0);
-    CHECK_EQUAL(hugepages_table.count, 0);
-    check_chunks();
-    CHECK_EQUAL(count_slots(EXPLICIT) + count_slots(THP) + count_slots(PLAIN),
-                0);
+    fake.length = 0;
 }
 
-// --- forks -----------------------------------------------------------------
+// --- forks ------------------------------------------------------------------
 
 /* From here on this is the child: what is on explicit pages is the parent's,
    and other threads are gone. */
@@ -815,12 +919,17 @@ fork_as_child(void)
     hugepages_after_fork_in_child();
 }
 
+typedef void (*fork_function)(void);
+static const fork_function fork_as[] = {fork_as_parent, fork_as_child};
+
 /* Return whether that process exits meanwhile. */
 static int
 does_exit(void (*function)(void))
 {
     fake.may_exit = 1;
     if (setjmp(fake.exited) != 0) {
+        CHECK(fake.is_child);
+        abandon_test();
         return 1;
     }
     function();
@@ -828,8 +937,26 @@ does_exit(void (*function)(void))
     return 0;
 }
 
-#if defined(__GNUC__)
-#  pragma GCC diagnostic pop
-#endif
+/* Begin and do something again and again, while each of its calls answers so
+   in turn.  Return how many there are, and add to *exits how often the process
+   has exited. */
+static int
+fail_each_call(void (*begin)(void), void (*function)(void),
+               hugepages_result answer, int *exits)
+{
+    int number = 0;
+    do {
+        begin();
+        let_call_answer(number, answer);
+        *exits += does_exit(function);
+        abandon_test();
+        if (test_failed()) {
+            FAIL("with call %d failing", number);
+            break;
+        }
+        number++;
+    } while (fake.fault_at < fake.calls);
+    return number;
+}
 
-#endif /* !Py_TESTHUGEPAGES_FAKE_H */
+#endif /* !Py_TESTHUGEPAGES_FAKE_OS_H */

@@ -2,15 +2,13 @@
    which goes through a function of this file: it makes the real call, or fails
    with the error that the test wants, or has something happen in the child. */
 
-#ifndef Py_TESTHUGEPAGES_CALLS_H
-#define Py_TESTHUGEPAGES_CALLS_H
+#ifndef Py_TESTHUGEPAGES_LINUX_CALLS_H
+#define Py_TESTHUGEPAGES_LINUX_CALLS_H
 
-#include "_testhugepages.h"
-#include "_testhugepages_system.h"
+#include "machine.h"
 
 #include <errno.h>                // errno
 #include <fcntl.h>                // open()
-#include <stdarg.h>               // va_list
 #include <sys/mman.h>             // mmap()
 #include <sys/prctl.h>            // prctl()
 #include <sys/stat.h>             // stat()
@@ -38,7 +36,7 @@ static const char *const call_names[CALL_KINDS] = {
     "memcpy"
 };
 
-typedef enum {IN_PARENT = 1, IN_CHILD = 2, ANYWHERE = 3} side;
+typedef enum {THE_PARENT = 1, THE_CHILD = 2, EITHER = 3} side;
 
 static struct {
     pid_t parent;
@@ -94,20 +92,29 @@ let_fail(call_kind kind, int at, int count, int error)
     fake.fault[kind].at = at;
     fake.fault[kind].count = count;
     fake.fault[kind].error = error;
-    fake.fault[kind].where = ANYWHERE;
+    fake.fault[kind].where = EITHER;
+}
+
+/* Have something happen at a call of the child, from 1. */
+static void
+let_happen(call_kind kind, int at, void (*function)(void))
+{
+    fake.event.kind = kind;
+    fake.event.at = at;
+    fake.event.function = function;
 }
 
 /* Is this call to fail? */
 static int
 is_failing(call_kind kind)
 {
-    side here = getpid() == fake.parent ? IN_PARENT : IN_CHILD;
-    if (here == IN_CHILD && !fake.counts_child) {
+    side here = getpid() == fake.parent ? THE_PARENT : THE_CHILD;
+    if (here == THE_CHILD && !fake.counts_child) {
         memset(fake.calls, 0, sizeof(fake.calls));
         fake.counts_child = 1;
     }
     int number = _Py_atomic_add_int(&fake.calls[kind], 1) + 1;
-    if (here == IN_CHILD && fake.event.kind == kind
+    if (here == THE_CHILD && fake.event.kind == kind
         && fake.event.at == number)
     {
         fake.event.function();
@@ -162,29 +169,14 @@ fake_mmap(void *hint, size_t size, int protection, int flags, int fd,
 }
 
 static int
-fake_munmap(void *address, size_t size)
+fake_stat(const char *path, struct stat *status)
 {
-    return is_failing(CALL_MUNMAP) ? -1 : munmap(address, size);
-}
-
-static void *
-fake_mremap(void *from, size_t old_size, size_t new_size, int flags, ...)
-{
-    va_list arguments;
-    va_start(arguments, flags);
-    void *to = va_arg(arguments, void *);
-    va_end(arguments);
-    return is_failing(CALL_MREMAP) ? MAP_FAILED
-           : mremap(from, old_size, new_size, flags, to);
-}
-
-static int
-fake_madvise(void *address, size_t size, int advice)
-{
-    call_kind kind = advice == MADV_HUGEPAGE ? CALL_ADVISE
-                     : advice == MADV_NOHUGEPAGE ? CALL_UNADVISE
-                     : advice == MADV_DONTNEED ? CALL_DROP : CALL_POPULATE;
-    return is_failing(kind) ? -1 : madvise(address, size, advice);
+    if (is_failing(CALL_STAT)) {
+        return -1;
+    }
+    int result = stat(path, status);
+    status->st_nlink += (nlink_t)fake.has_threads;
+    return result;
 }
 
 static long
@@ -196,40 +188,29 @@ fake_rt_sigprocmask(long number, int how, void *set, void *old_set,
            : syscall(number, how, set, old_set, size);
 }
 
-static int
-fake_open(const char *path, int flags)
+static call_kind
+kind_of_advice(int advice)
 {
-    return is_failing(CALL_OPEN) ? -1 : open(path, flags);
-}
-
-static int
-fake_stat(const char *path, struct stat *status)
-{
-    if (is_failing(CALL_STAT)) {
-        return -1;
-    }
-    int result = stat(path, status);
-    status->st_nlink += (nlink_t)fake.has_threads;
-    return result;
-}
-
-static void *
-fake_memcpy(void *target, const void *source, size_t size)
-{
-    (void)is_failing(CALL_COPY);
-    return memcpy(target, source, size);
+    return advice == MADV_HUGEPAGE ? CALL_ADVISE
+           : advice == MADV_NOHUGEPAGE ? CALL_UNADVISE
+           : advice == MADV_DONTNEED ? CALL_DROP : CALL_POPULATE;
 }
 
 #define mmap fake_mmap
-#define munmap fake_munmap
-#define mremap fake_mremap
-#define madvise fake_madvise
+#define munmap(address, size) \
+    (is_failing(CALL_MUNMAP) ? -1 : munmap(address, size))
+#define mremap(from, old_size, new_size, flags, to) \
+    (is_failing(CALL_MREMAP) ? MAP_FAILED \
+     : mremap(from, old_size, new_size, flags, to))
+#define madvise(address, size, advice) \
+    (is_failing(kind_of_advice(advice)) ? -1 : madvise(address, size, advice))
 #define syscall fake_rt_sigprocmask
-#define open fake_open
+#define open(path, flags) (is_failing(CALL_OPEN) ? -1 : open(path, flags))
 /* Of the function, not the structure. */
 #define stat(path, status) fake_stat(path, status)
-#define memcpy fake_memcpy
-#include "_testhugepages_core.h"
+#define memcpy(target, source, size) \
+    (is_failing(CALL_COPY), memcpy(target, source, size))
+#include "core.h"
 #undef mmap
 #undef munmap
 #undef mremap
@@ -239,4 +220,17 @@ fake_memcpy(void *target, const void *source, size_t size)
 #undef stat
 #undef memcpy
 
-#endif /* !Py_TESTHUGEPAGES_CALLS_H */
+/* What each test begins with. */
+static void
+begin_test(void)
+{
+    reset_core();
+    disarm();
+    test_tstate = NULL;
+    errno = UNTOUCHED;
+}
+
+#define TEST(name) \
+    TEST_CASE(name, ON_EACH_KERNEL, begin_test, restore_machine)
+
+#endif /* !Py_TESTHUGEPAGES_LINUX_CALLS_H */
