@@ -36,9 +36,11 @@ releases=$root/build-aux/cpython-releases
 # The folders of CPython's tree in which a plain file is a new file.
 folders='Doc Include InternalDocs Lib Misc Modules Objects PC PCbuild Parser Programs Python Tools'
 
-# Of this folder, no more than the benchmark goes into a CPython tree: the tool
-# for users and what measures and tests it all from outside stay here.
+# Of the tools, no more than the benchmark goes into a CPython tree: the tool for
+# users and what measures and tests it all from outside stay here.  So do the
+# tests in C, which no CPython tree compiles: build-aux/test/ctests.sh does.
 tools=Tools/pymalloc_hugepages
+c_tests=Programs/_testhugepages
 
 die() {
     echo "$me: error: $*" >&2
@@ -91,7 +93,7 @@ list_set() {
         for folder in $folders; do
             test ! -d "$folder" ||
                 find "$folder" -name __pycache__ -prune -o \
-                    -path $tools -prune -o -type f \
+                    -path $tools -prune -o -path $c_tests -prune -o -type f \
                     ! -name '*~' ! -name '.*.sw?' ! -name '*.orig' \
                     ! -name '*.rej' ! -name '*.py[co]' -print
         done

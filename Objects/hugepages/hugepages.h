@@ -19,7 +19,8 @@
    pymalloc.c includes all but the OS files that do not fit the target, and is
    itself included by obmalloc.c, so the whole folder is one translation unit
    with no exported symbol but those of pycore_hugepages.h.  The C tests
-   (Programs/_testhugepages.c) put a fake system in place of the OS file.
+   (Programs/_testhugepages/, in the project's own tree) put a fake system in
+   place of the OS file.
 
    Words:
 
