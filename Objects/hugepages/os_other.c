@@ -32,16 +32,8 @@ hugepages_os_map_explicit(size_t Py_UNUSED(size), void **Py_UNUSED(address),
     return HUGEPAGES_NEVER;
 }
 
-static hugepages_result
-hugepages_os_map_thp(size_t Py_UNUSED(size), void **Py_UNUSED(address),
-                     int *os_error)
-{
-    *os_error = ENOSYS;
-    return HUGEPAGES_NEVER;
-}
-
 #define HUGEPAGES_NOT_SUPPORTED ENOSYS
-#include "os_unaligned.c"
+#include "os_without_thp.c"
 
 static hugepages_result
 hugepages_os_map_plain(size_t size, void **address, int *os_error)

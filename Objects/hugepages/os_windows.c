@@ -94,16 +94,8 @@ hugepages_os_map_explicit(size_t size, void **address, int *os_error)
     return HUGEPAGES_OK;
 }
 
-static hugepages_result
-hugepages_os_map_thp(size_t Py_UNUSED(size), void **Py_UNUSED(address),
-                     int *os_error)
-{
-    *os_error = ERROR_NOT_SUPPORTED;
-    return HUGEPAGES_NEVER;
-}
-
 #define HUGEPAGES_NOT_SUPPORTED ERROR_NOT_SUPPORTED
-#include "os_unaligned.c"
+#include "os_without_thp.c"
 
 /* The last error is left as VirtualAlloc() sets it, as stock CPython does. */
 static hugepages_result
