@@ -248,7 +248,7 @@ def jobs():
 
 
 def run_suite(tree, arguments, pool, own=False):
-    """Run python -m test of a build tree, with a pool of so many huge pages.
+    """Run python -m test of a build tree, with a pool of this many huge pages.
 
     A pool of None is the one that the system happens to have.  Our own modules
     are left out, unless own says that the arguments are some of them.  These

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Run a command with a pool of so many 2 MiB huge pages; needs root.
+# Run a command with a pool of this many 2 MiB huge pages; needs root.
 #
 # usage: build-aux/with-pool.sh PAGES COMMAND [ARGUMENT...]
 #
@@ -36,6 +36,6 @@ for attempt in 1 2 3; do
     test $attempt = 3 || echo 1 >/proc/sys/vm/compact_memory
 done
 test "$got" -ge "$pages" ||
-    die "only $got of $pages huge pages can be had: memory is short or in pieces"
+    die "only $got of $pages huge pages are available: memory is short or in pieces"
 
 "$@"

@@ -9,7 +9,7 @@
 
 #define MAX_ARENAS 128
 #define ARENA_WORDS (ARENA_SIZE / sizeof(uint64_t))
-/* One word in so many is written and looked at: all, or one of a cache line
+/* One word of this many is written and looked at: all, or one of a cache line
    where there are many arenas. */
 #ifndef ARENA_STRIDE
 #  define ARENA_STRIDE 1
@@ -66,8 +66,8 @@ check_arenas(uint32_t generation)
     check_generations(generation, generation);
 }
 
-/* Allocate so many arenas more, or as many as there are, and write generation
-   0 to each.  Return how many were had. */
+/* Allocate this many arenas more, or as many as the system grants, and write
+   generation 0 to each.  Return how many it granted. */
 static int
 add_arenas(int count)
 {

@@ -867,7 +867,7 @@ begin_with(int tiers)
     fake.length = 0;
 }
 
-/* The same, with so many arenas on explicit pages, then so many on THP. */
+/* The same, with arenas on explicit pages, then some on THP. */
 static void
 begin_with_arenas(int tiers, int explicit_count, int thp_count)
 {

@@ -43,7 +43,8 @@ static struct {
     /* Calls of this process since disarm(), or since the fork. */
     int calls[CALL_KINDS];
     int counts_child;
-    /* From this call on, from 1, so many fail (0: all); at 0: none does. */
+    /* The number of the first call that fails, from 1 (0: none does), and how
+       many fail from it on (0: all). */
     struct {
         int at;
         int count;

@@ -257,7 +257,7 @@ MACHINE_TEST(limits_cpuset)
    library needs. */
 #define SMALL_CHANGE ((rlim_t)256 << 10)
 
-/* There is memory for so many arenas, and then there is none, each time. */
+/* There is memory for this many arenas, and then there is none, each time. */
 static void
 check_exhaustion(int count, int explicit_count, int error)
 {
@@ -361,7 +361,8 @@ free_alternately(uint64_t **some, int count)
     }
 }
 
-/* What can be had without mappings, and what comes back from it, is whole. */
+/* Arenas that are there without a mapping more, and what comes back of them,
+   are whole. */
 POOL_TEST(limits_mappings, 4)
 {
     enum { COUNT = 16, POOL_PAGES = 4 };
@@ -483,7 +484,7 @@ end_other(other_process *other)
     (void)close(other->from);
 }
 
-/* All huge pages that are to be had, or NULL if there are none. */
+/* All huge pages that are available, or NULL if there are none. */
 static void *
 take_pool(size_t *size)
 {

@@ -104,7 +104,7 @@ use_pool(long pages)
     for (long i = 0; i < pages; i++) {
         mappings[i] = MAP(hugepages_os_map_explicit, ARENA_SIZE);
         REQUIRE(mappings[i] != NULL);
-        /* Before the first access of ours. */
+        /* Before our first access. */
         check_hugetlb(mappings[i]);
         test_use_memory(mappings[i], ARENA_SIZE, ARENA_SIZE);
         CHECK_EQUAL(pool_available(), pages - i - 1);

@@ -129,7 +129,7 @@ CHILD_TEST(pymalloc_max_map_count)
     long resident = read_status("VmRSS:");
     free_arena(arenas[middle]);
     CHECK(read_status("VmRSS:") < resident - 1024);
-    /* Where no more memory is to be had, this is no way out, nor a trap. */
+    /* Where no more memory is available, this is no way out, nor a trap. */
     let_fail(CALL_MMAP, fake.calls[CALL_MMAP] + 1, 0, ENOMEM);
     (void)alarm(60);
     CHECK(_PyMem_HugePagesAlloc(NULL, 16 * 1024) == NULL);

@@ -73,8 +73,8 @@ end_test(void)
 #undef TEST
 #define TEST(name) TEST_CASE(name, ON_EACH_KERNEL, NULL, end_test)
 
-/* End what was begun before, make exactly so many pages available and put
-   arenas on so many of them.  Return 0, or -1 after the test was skipped or
+/* End what was begun before, make exactly this many pages available and put
+   arenas on this many of them.  Return 0, or -1 after the test was skipped or
    has failed. */
 static int
 begin_forks(fork_mode new_mode, int count, int pages_left)
@@ -124,7 +124,7 @@ begin_forks(fork_mode new_mode, int count, int pages_left)
     static void \
     run_ ## name(void)
 
-/* Check that so many of the arenas are on these pages, that the table knows
+/* Check that this many of the arenas are on these pages, that the table knows
    which, and the figures. */
 static void
 check_kinds(int explicit_count, int thp_count, int plain_count)

@@ -124,7 +124,7 @@ get_kernel() {
 # boot IMAGE LOG: a machine of two NUMA nodes, so that a policy has something to
 # exclude; but the kernel is not to move pages between them by itself, for while
 # it does, smaps does not count them as huge.  Accelerated virtualization is not
-# to be had on every machine; without it, clearing a page by a string
+# available on every machine; without it, clearing a page by a string
 # instruction of bytes (erms) takes six times as long as by one of words.  A
 # machine needs a minute on an idle host; the limit only ends one that hangs.
 boot() {

@@ -48,7 +48,7 @@ def setUpModule():
 
 @contextlib.contextmanager
 def pool_of(pages):
-    """Have so many free pages in the pool."""
+    """Have this many free pages in the pool."""
     if pages is None:
         yield
         return

@@ -33,9 +33,9 @@ configurations:
   LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES][,env=NAME=VALUE...]
   PATH is an interpreter.  The switch sets PYTHON_PYMALLOC_HUGEPAGES for it;
   without a switch the variable is not set.  pool says what the pool of 2 MiB
-  huge pages has for a run: nothing (empty, the default), so many PAGES, or as
-  many as the workload can use (auto).  The driver puts the pool back as it was
-  at the end, after an error, and after Ctrl-C.  env sets a variable of the
+  huge pages has for a run: nothing (empty, the default), a number of PAGES, or
+  as many as the workload can use (auto).  The driver puts the pool back as it
+  was at the end, after an error, and after Ctrl-C.  env sets a variable of the
   interpreter's environment; its VALUE has no comma.  Tables compare all
   configurations with the first.  Those without a switch are rivals: where
   there are several, tables also compare the others with the fastest rival and

@@ -28,7 +28,7 @@ from hugepages import malloc
 PROGRAM = "bench_malloc.py"
 
 # What each program begins with.  build() makes buffers of sizes from low to
-# high KiB until they have so many MiB, and writes to all of their memory;
+# high KiB until they have this many MiB, and writes to all of their memory;
 # done() names the processes to look at, and waits until that was done.
 PRELUDE = """
 import json, os, random, sys, threading

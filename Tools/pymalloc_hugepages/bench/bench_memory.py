@@ -60,7 +60,7 @@ def pss(pids):
 
 
 def objects(mib):
-    """Small objects of all sizes that take so many MiB."""
+    """Small objects of all sizes that take this many MiB."""
     return [bytes(number % 480) for number in range(mib * 3750)]
 
 

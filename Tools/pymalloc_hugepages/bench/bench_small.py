@@ -21,7 +21,7 @@ PATIENCE = 60
 
 
 def allow_open_files(count):
-    """Let this process have so many files open, or exit with a line."""
+    """Let this process have this many files open, or exit with a line."""
     import resource
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < count:

@@ -60,7 +60,7 @@ sampled from outside, as the line then says."""
 RESERVE = """\
 Put N huge pages of 2 MiB into the kernel's pool, those in use included.  With
 --for, run a command to find out how many pages it needs (its first arenas need
-none), and put in until so many are free.  Leave a larger pool alone.  Needs
+none), and put in until that many are free.  Leave a larger pool alone.  Needs
 root."""
 
 
@@ -115,7 +115,7 @@ def make_parser():
 def split_command(args):
     """Cut the command to run off the arguments.
 
-    Return (arguments of ours, the command as a list or None).  argparse would
+    Return (our arguments, the command as a list or None).  argparse would
     take options of the command for ours.
     """
     from . import run

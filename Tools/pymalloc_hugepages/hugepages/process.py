@@ -598,7 +598,7 @@ def add_arguments(parser):
     parser.add_argument(
         "--watch", nargs="?", type=_interval, const=INTERVAL,
         metavar="SECONDS",
-        help="show it again every so many seconds (default: 1), until the "
+        help="show it again every SECONDS (default: 1), until the "
         "process ends or Ctrl-C")
 
 

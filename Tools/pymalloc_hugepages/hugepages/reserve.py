@@ -94,7 +94,7 @@ def _read_meminfo(root):
 
 
 def check_memory(more, root="/"):
-    """Raise ToolError if there is not the memory for so many more pages.
+    """Raise ToolError if there is not the memory for this many more pages.
 
     The kernel would try, push everything else out, and kill programs.
     """
@@ -156,7 +156,7 @@ class Plan:
 
     path: str
     text: str
-    # A file of ours that would contradict, to be removed; or None.
+    # Our file that would contradict, to be removed; or None.
     remove: typing.Optional[str]
 
 

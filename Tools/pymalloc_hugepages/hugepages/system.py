@@ -176,7 +176,7 @@ def parse_list(text):
     for part in (text or "").split(","):
         first, _, last = part.strip().partition("-")
         first, last = _number(first), _number(last or first)
-        # No system has so many nodes; a wrong file may say anything.
+        # No system has that many nodes; a wrong file may say anything.
         if first is None or last is None or not first <= last < first + 4096:
             return None
         numbers += range(first, last + 1)

@@ -161,7 +161,7 @@ def judge_windows(windows):
             "large pages", False, 0, "this account does not hold the right "
             "\"Lock pages in memory\" (SeLockMemoryPrivilege)",
             "give it the right: secpol.msc, Local Policies, User Rights "
-            "Assignment, Lock pages in memory; then log on anew")
+            "Assignment, Lock pages in memory; then log on again")
     else:
         large = Verdict("large pages", True, None, "the account holds the "
                         "right \"Lock pages in memory\"; whether memory is in "

@@ -532,7 +532,7 @@ class Stress:
         self.pages = []             # pages of this process at each fork
 
     def start_workers(self, pages=None):
-        """Start workers that find so many pages in the pool, or all."""
+        """Start workers that find this many pages in the pool, or all."""
         self.occupant.release()
         if pages is not None:
             self.occupant.leave(pages)

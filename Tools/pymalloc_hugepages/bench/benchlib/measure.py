@@ -319,7 +319,7 @@ class Session:
                 self._problem(f"{configuration.label} {workload}: {problem}")
 
     def measure(self, rng, after_round):
-        """Time every pair once per round, in an order that rng shuffles anew
+        """Time every pair once per round, in an order that rng shuffles again
         for each.  after_round() is called when a round is complete."""
         rounds = self._results["rounds"]
         self._progress.start(rounds * len(self._pairs()))

@@ -86,9 +86,9 @@ class Pool:
         return self._read("free_hugepages") - self._read("resv_hugepages")
 
     def set_available(self, pages):
-        """Let a process get exactly so many pages.
+        """Let a process get exactly this many pages.
 
-        Without the right to do so, a pool with at least so many will do (a
+        Without the right to do so, a pool with at least this many will do (a
         program that asks for none is not changed by those that are left).
         Raise PoolError if there are fewer.
         """

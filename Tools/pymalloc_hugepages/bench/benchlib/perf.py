@@ -103,7 +103,7 @@ def _first_reason(stderr):
 
 
 def wall_time_is_possible(counts, threads=1):
-    """Whether the wall time can be true of a command that has had so many
+    """Whether the wall time can be true of a command that has had this many
     threads at work at once, at most.
 
     perf reads its clock after it has let the command go.  When it loses the

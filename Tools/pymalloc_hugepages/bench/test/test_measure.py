@@ -140,7 +140,7 @@ class SessionTests(ScratchDirectory):
 
     @staticmethod
     def peaks(**mib):
-        """Let the peak memory of each workload be so many MiB."""
+        """Let the peak memory of each workload be this many MiB."""
         return mock.patch.object(memory, "peak_memory", lambda command, env: {
             "rss": mib[command[-1]] * memory.MIB, "hugetlb": 0, "thp": 0})
 
@@ -240,7 +240,7 @@ class SessionTests(ScratchDirectory):
         names = ["startup", "arena_pressure_x4", "arena_pressure_x16"]
         needed = bench_scale.memory_needed(names)
         with mock.patch.object(memory, "available_memory", lambda: needed - 1):
-            # Free pages of the pool count where they can be had.
+            # Free pages of the pool count where they are available.
             measure.check_available(names, pool)
             pool.writable = False
             measure.check_available(names[:2], pool)

@@ -124,7 +124,7 @@ class SuiteTests(ProgramTestCase):
         python.chmod(0o755)
         pathlib.Path(tool._stamp).write_text(tool._wanted)
         (self.directory / "a benchmark.py").write_text(FAKE_BENCHMARK)
-        # Should it be made anew nevertheless, that must fail at once, and not
+        # Should it be made again nevertheless, that must fail at once, and not
         # measure in earnest.
         self.environment = dict(os.environ, PIP_NO_INDEX="1",
                                 PIP_FIND_LINKS="")

@@ -69,7 +69,7 @@ def lock_pool():
 
 @contextlib.contextmanager
 def pool_with(pages):
-    """Have so many pages more in the real pool, in a with block."""
+    """Have this many pages more in the real pool, in a with block."""
     path = f"/{POOL}/nr_hugepages"
 
     def write(pages):

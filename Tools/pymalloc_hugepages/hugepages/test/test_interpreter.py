@@ -133,7 +133,7 @@ class RealInterpreterTests(TestCase):
 
     @staticmethod
     def pool_of(pages, stack):
-        """Have exactly so many pages available."""
+        """Have exactly this many pages available."""
         stack.enter_context(pool_with(0))
         pool = reserve.read_pool()
         missing = pages - pool.available
@@ -147,7 +147,7 @@ class RealInterpreterTests(TestCase):
                 mmap.mmap(-1, -missing * 2 * MIB, flags=flags)))
 
     def run_leaving_pool(self, pages, function, *args, **kwargs):
-        """Call it with exactly so many pages available, again if another
+        """Call it with exactly this many pages available, again if another
         process has used the pool meanwhile."""
         for _ in range(20):
             with contextlib.ExitStack() as stack:
