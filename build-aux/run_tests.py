@@ -32,9 +32,11 @@ MODULES = """
     test_subprocess test_interpreters test_multiprocessing_fork
     test_tracemalloc test_cmd_line test_sysconfig
 """.split()
-OWN_MODULES = [f"test.test_capi.test_pymalloc_hugepages{part}"
-               for part in ("", "_fork", "_faults", "_limits",
-                            "_retention", "_stats")]
+# Our own, which are a package: all of its parts.
+OWN_PACKAGE = "test.test_capi.test_pymalloc_hugepages"
+OWN_MODULES = sorted(
+    f"{OWN_PACKAGE}.{path.stem}"
+    for path in (TOP / "Lib" / OWN_PACKAGE.replace(".", "/")).glob("test_*.py"))
 
 # Those that are run on the further releases, too: the allocator, start-up and
 # its configuration, and whatever else a hunk of the patch set is in.
@@ -254,7 +256,7 @@ def run_suite(tree, arguments, pool, own=False):
     are left out, unless own says that the arguments are some of them.  These
     set the pool up as they need it: one at a time.
     """
-    ignored = [] if own else [f"--ignore={module}.*" for module in OWN_MODULES]
+    ignored = [] if own else [f"--ignore={OWN_PACKAGE}.*"]
     with tempfile.TemporaryDirectory() as directory:
         junit_file = os.path.join(directory, "junit.xml")
         command = [str(tree / "python"), "-m", "test", f"-j{1 if own else jobs()}",

@@ -1,15 +1,16 @@
 """What the tests of --with-pymalloc-hugepages share.
 
-What an arena sits on is read from /proc/self/smaps, never from what the
-allocator says of itself.  Child processes do the allocating, so that each can
-be started with a switch, a pool and a system setting of its own.
+The kernel says in /proc/self/smaps what an arena sits on: the tests never
+take the allocator's word for it.  Child processes allocate, each with a
+switch, a pool and system settings of its own.
 
-The settings of the system that a test changes are put back when its block
-ends, and also if the test process is interrupted or killed.
+A test puts back each setting of the system when its block ends.  This holds
+even if the test process is interrupted or killed.
 """
 
 import collections
 import contextlib
+import functools
 import json
 import os
 import re
@@ -20,12 +21,11 @@ import textwrap
 import unittest
 from test import support
 from test.support import import_helper, os_helper
-from test.support.script_helper import assert_python_ok
+from test.support.script_helper import run_python_until_end
 
 _testinternalcapi = import_helper.import_module('_testinternalcapi')
 
 HUGEPAGES_BUILD = 'pymalloc_hugepages' in _testinternalcapi.get_config()
-LINUX = sys.platform == 'linux'
 
 ENV_VAR = 'PYTHON_PYMALLOC_HUGEPAGES'
 
@@ -47,23 +47,46 @@ KEEP_MOST = 2
 MIB = 1024 ** 2
 HUGE_PAGE = 2 * MIB
 HUGETLB_DIR = f'/sys/kernel/mm/hugepages/hugepages-{HUGE_PAGE // 1024}kB'
+NR_HUGEPAGES = f'{HUGETLB_DIR}/nr_hugepages'
 THP_FILE = '/sys/kernel/mm/transparent_hugepage/enabled'
 
 requires_hugepages_build = unittest.skipUnless(
     HUGEPAGES_BUILD, 'needs a build --with-pymalloc-hugepages')
-requires_linux = unittest.skipUnless(LINUX, 'needs Linux')
 
 
 def lock_settings():
     """Be the setUpModule() of a module whose tests change system settings.
 
-    They are there once: no two such modules may run at the same time.
+    Only one such module may run at a time.
     """
     if HUGEPAGES_BUILD and os.path.isdir(HUGETLB_DIR):
         import fcntl
         lock = os.open(HUGETLB_DIR, os.O_RDONLY)
         unittest.addModuleCleanup(os.close, lock)
         fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def each(names, values):
+    """Run a test with each of the values, in subtests.
+
+    They are arguments with these names.  Several such decorators together
+    make all combinations.
+    """
+    names = names.split(', ')
+
+    def decorate(test):
+        @functools.wraps(test)
+        def run(self, *args, **others):
+            for value in values:
+                arguments = dict(zip(names, value if len(names) > 1
+                                     else [value]))
+                with self.subTest(**arguments):
+                    test(self, *args, **arguments, **others)
+        return run
+    return decorate
+
+
+each_switch = each('switch', SWITCHES)
 
 
 # Settings of the system.
@@ -80,12 +103,25 @@ def read_or_skip(path):
         raise unittest.SkipTest(f'the kernel does not have it: {exc}')
 
 
+def require_write_access(path):
+    if not os.access(path, os.W_OK):
+        raise unittest.SkipTest(f'needs root: cannot write {path}')
+
+
+def write_or_skip(path, value):
+    try:
+        with open(path, 'w') as file:
+            file.write(value)
+    except OSError as exc:
+        raise unittest.SkipTest(f'cannot write {value} to {path}: {exc}')
+
+
 @contextlib.contextmanager
 def undo_at_exit(command, *args):
     """Run a shell command at the end of the block or of this process.
 
-    The shell is there from the start and waits until its standard input is
-    closed.  The kernel closes it even if this process is killed.
+    The shell starts at once and waits for the end of its standard input,
+    which the kernel closes even if this process is killed.
     """
     shell = subprocess.Popen(
         ['/bin/sh', '-c', f'cat > /dev/null; {command}', 'sh', *args],
@@ -104,14 +140,9 @@ def setting(path, value, old_value):
     if value == old_value:
         yield
         return
-    if not os.access(path, os.W_OK):
-        raise unittest.SkipTest(f'needs root: cannot write {path}')
+    require_write_access(path)
     with undo_at_exit('printf "%s\n" "$2" > "$1"', path, old_value):
-        try:
-            with open(path, 'w') as file:
-                file.write(value)
-        except OSError as exc:
-            raise unittest.SkipTest(f'cannot write {value} to {path}: {exc}')
+        write_or_skip(path, value)
         yield
 
 
@@ -136,13 +167,11 @@ def available_pages():
 
 
 def reserve_pages(count):
-    """Return a mapping that keeps so many pages of the pool from others."""
+    """Return a mapping that keeps this many pages of the pool from others."""
     import mmap
-    MAP_HUGETLB = 0x40000
-    MAP_HUGE_SHIFT = 26
-    page_flags = MAP_HUGETLB | (HUGE_PAGE.bit_length() - 1) << MAP_HUGE_SHIFT
-    return mmap.mmap(-1, count * HUGE_PAGE,
-                     mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | page_flags)
+    MAP_HUGETLB, MAP_HUGE_2MB = 0x40000, 21 << 26
+    return mmap.mmap(-1, count * HUGE_PAGE, mmap.MAP_PRIVATE
+                     | mmap.MAP_ANONYMOUS | MAP_HUGETLB | MAP_HUGE_2MB)
 
 
 @contextlib.contextmanager
@@ -163,8 +192,8 @@ def hugetlb_pool(count):
             # surplus until they are freed.
             size = read_pool('nr_hugepages')
             old_size = size - read_pool('surplus_hugepages')
-            stack.enter_context(setting(f'{HUGETLB_DIR}/nr_hugepages',
-                                        str(size + missing), str(old_size)))
+            stack.enter_context(setting(NR_HUGEPAGES, str(size + missing),
+                                        str(old_size)))
             if available_pages() < count:
                 raise unittest.SkipTest(
                     f'the kernel has not the memory for {count} huge pages')
@@ -174,64 +203,59 @@ def hugetlb_pool(count):
 
 
 @contextlib.contextmanager
-def hugetlb_cgroup(limit):
-    """Make a cgroup with that limit on huge pages of 2 MiB, in bytes.
+def cgroup(mount, file_name, limit):
+    """Make a cgroup with that limit, in bytes.
 
-    The block gets the path of the file that takes its processes.
+    The block gets what to put before a command to run it in the cgroup.
     """
+    require_write_access(mount)
+    group = tempfile.mkdtemp(prefix='test_pymalloc_hugepages_', dir=mount)
+    with undo_at_exit('rmdir "$1"', group):
+        with open(f'{group}/{file_name}', 'w') as file:
+            file.write(str(limit))
+        yield ['/bin/sh', '-c',
+               f'echo $$ > {group}/cgroup.procs && exec "$0" "$@"']
+
+
+def cgroup_mounts():
+    """Return (path, options) of the mounts of each version of cgroups."""
+    mounts = {'cgroup': [], 'cgroup2': []}
     with open('/proc/self/mountinfo') as file:
-        mounts = [line.split()[4] for line in file
-                  if ' - cgroup2 ' in line]
-    for mount in mounts:
+        for line in file:
+            kind, _, options = line.partition(' - ')[2].split(maxsplit=2)
+            if kind in mounts:
+                mounts[kind].append((line.split()[4],
+                                     options.strip().split(',')))
+    return mounts['cgroup'], mounts['cgroup2']
+
+
+@contextlib.contextmanager
+def hugetlb_cgroup(limit):
+    """Make a cgroup with a limit on huge pages of 2 MiB: see cgroup()."""
+    for mount, _ in cgroup_mounts()[1]:
         if 'hugetlb' in read_line(f'{mount}/cgroup.controllers').split():
             break
     else:
         raise unittest.SkipTest('no cgroup2 with the hugetlb controller')
-
     subtree = f'{mount}/cgroup.subtree_control'
-    if not os.access(subtree, os.W_OK):
-        raise unittest.SkipTest(f'needs root: cannot write {subtree}')
+    require_write_access(subtree)
     with contextlib.ExitStack() as stack:
         if 'hugetlb' not in read_line(subtree).split():
             stack.enter_context(undo_at_exit('echo -hugetlb > "$1"', subtree))
-            try:
-                with open(subtree, 'w') as file:
-                    file.write('+hugetlb')
-            except OSError as exc:
-                raise unittest.SkipTest(f'cannot write {subtree}: {exc}')
-        group = tempfile.mkdtemp(prefix='test_pymalloc_hugepages_', dir=mount)
-        stack.enter_context(undo_at_exit('rmdir "$1"', group))
-        with open(f'{group}/hugetlb.2MB.max', 'w') as file:
-            file.write(str(limit))
-        yield f'{group}/cgroup.procs'
+            write_or_skip(subtree, '+hugetlb')
+        yield stack.enter_context(cgroup(mount, 'hugetlb.2MB.max', limit))
 
 
-@contextlib.contextmanager
 def memory_cgroup(limit):
-    """Make a cgroup with that limit on memory, in bytes.
-
-    The block gets the path of the file that takes its processes.
-    """
-    with open('/proc/self/mountinfo') as file:
-        for line in file:
-            mount = line.split()[4]
-            kind, _, options = line.partition(' - ')[2].split(maxsplit=2)
-            if kind == 'cgroup' and 'memory' in options.strip().split(','):
-                name = 'memory.limit_in_bytes'
-                break
-            if kind == 'cgroup2' and 'memory' in read_line(
-                    f'{mount}/cgroup.subtree_control').split():
-                name = 'memory.max'
-                break
-        else:
-            raise unittest.SkipTest('no cgroup with the memory controller')
-    if not os.access(mount, os.W_OK):
-        raise unittest.SkipTest(f'needs root: cannot write {mount}')
-    group = tempfile.mkdtemp(prefix='test_pymalloc_hugepages_', dir=mount)
-    with undo_at_exit('rmdir "$1"', group):
-        with open(f'{group}/{name}', 'w') as file:
-            file.write(str(limit))
-        yield f'{group}/cgroup.procs'
+    """Make a cgroup with a limit on memory: see cgroup()."""
+    first, second = cgroup_mounts()
+    for mount, options in first:
+        if 'memory' in options:
+            return cgroup(mount, 'memory.limit_in_bytes', limit)
+    for mount, _ in second:
+        if 'memory' in read_line(f'{mount}/cgroup.subtree_control').split():
+            return cgroup(mount, 'memory.max', limit)
+    raise unittest.SkipTest('no cgroup with the memory controller')
 
 
 def strace_command():
@@ -291,8 +315,10 @@ class Snapshot:
         self.available = report['available']
         # What sys._pymalloc_hugepages() returned.
         self.stats = report['stats']
-        self.address_space = sum(region.end - region.start
-                                 for region in self.regions)
+        # The address space on each tier.
+        self.sizes = collections.Counter()
+        for region in self.regions:
+            self.sizes[region.tier] += region.end - region.start
         self.hugetlb_pages = sum(region.hugetlb
                                  for region in self.regions) // HUGE_PAGE
         # The kernel does not count pages of the pool as resident.
@@ -342,20 +368,36 @@ class Snapshot:
         return sum(region.thp for region in self.arenas) // HUGE_PAGE
 
 
-CHILD = '''
-import json, os, sys
+# What the code of each interpreter begins with.
+FILL = '''
+def fill(arenas):
+    # An object of 950 bytes takes a block of 992: 16 blocks in a pool of
+    # 16 KiB, 128 pools in an arena.
+    return [bytes(950) for _ in range(arenas * 128 * 16)]
 
+def intact(objects):
+    return objects.count(bytes(bytearray(950))) == len(objects)
+'''
+
+# What the scripts of child processes begin with.
+CHILD = f'''
+import json, os, sys, textwrap, time, warnings
+from threading import Thread
+
+# Many tests fork while threads run.
+warnings.simplefilter('ignore', DeprecationWarning)
+
+FILL = {FILL!r}
+exec(FILL)
+fill_arenas = fill
 in_first_arenas = []
 
 def fill(arenas):
     """Return new objects that fill at least that many arenas, after the first
     ones, which are plain memory until another is needed."""
-    # An object of 400 bytes takes a block of 448: 36 blocks in a pool of
-    # 16 KiB, 128 pools in an arena.
     if not in_first_arenas:
-        in_first_arenas.extend(bytes(400)
-                               for _ in range(FIRST_ARENAS * 128 * 36))
-    return [bytes(400) for _ in range(arenas * 128 * 36)]
+        in_first_arenas.extend(fill_arenas({FIRST_ARENAS}))
+    return fill_arenas(arenas)
 
 def first_objects():
     """Return objects that were made while Python started."""
@@ -365,37 +407,82 @@ def first_objects():
     assert len(functions) > 10
     return functions
 
+def run_in(interp, code):
+    """Run code in another interpreter, with fill() and intact()."""
+    import _interpreters
+    error = _interpreters.exec(interp, FILL + textwrap.dedent(code))
+    assert error is None, error
+
+def run_threads(*functions, meanwhile=None):
+    """Run functions at the same time, and raise what one of them raises.
+
+    Until all have returned, call the other one again and again."""
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor(len(functions)) as executor:
+        futures = [executor.submit(function) for function in functions]
+        while meanwhile and not all(future.done() for future in futures):
+            meanwhile()
+        for future in futures:
+            future.result()
+
+def be_threaded():
+    """Have another thread, so that a fork cannot move arenas."""
+    Thread(target=time.sleep, args=(1000,), daemon=True).start()
+
+def wait(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def fork_and_wait():
+    """Have a child that ends at once, and return its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    return wait(pid)
+
+def read(path):
+    with open(path) as file:
+        return file.read()
+
+def proc_status(*names, pid='self'):
+    """Return fields of /proc/PID/status, in bytes."""
+    fields = dict(line.split(':', 1)
+                  for line in read(f'/proc/{{pid}}/status').splitlines())
+    return [int(fields.get(name, '0').split()[0]) * 1024 for name in names]
+
+def set_limit(name, more):
+    """Have a limit this many bytes above what is used; None lifts it."""
+    import resource
+    field = {{'RLIMIT_AS': 'VmSize', 'RLIMIT_DATA': 'VmData'}}[name]
+    number = getattr(resource, name)
+    hard = resource.getrlimit(number)[1]
+    most = hard if more is None else proc_status(field)[0] + more
+    resource.setrlimit(number, (most, hard))
+
+def available_pages():
+    try:
+        return (int(read('{HUGETLB_DIR}/free_hugepages'))
+                - int(read('{HUGETLB_DIR}/resv_hugepages')))
+    except FileNotFoundError:
+        return 0
+
 def report(objects=(), other_pids=(), addresses=()):
     """Tell what this process has, and what is under some objects, and under
     other addresses."""
-    def read(path):
-        with open(path) as file:
-            return file.read()
-    def available_pages():
-        try:
-            return (int(read(HUGETLB_DIR + '/free_hugepages'))
-                    - int(read(HUGETLB_DIR + '/resv_hugepages')))
-        except FileNotFoundError:
-            return 0
-    def pages(pid):
-        for line in read(f'/proc/{pid}/status').splitlines():
-            if line.startswith('HugetlbPages:'):
-                return int(line.split()[1]) // 2048
-        return 0
     # Reading takes memory, which is there the second time: nothing is mapped
     # between this and the look at the pool.
     smaps = read('/proc/self/smaps')
     smaps = read('/proc/self/smaps')
-    line = json.dumps({'pid': os.getpid(),
-                       'other_pages': sum(map(pages, other_pids)),
+    pages = [proc_status('HugetlbPages', pid=pid)[0] // {HUGE_PAGE}
+             for pid in other_pids]
+    print(json.dumps({{'pid': os.getpid(),
+                       'other_pages': sum(pages),
                        'available': available_pages(),
                        'smaps': smaps,
                        'stats': sys._pymalloc_hugepages(),
-                       'objects': [*map(id, objects), *addresses]})
-    print(line, flush=True)
+                       'objects': [*map(id, objects), *addresses]}}),
+          flush=True)
 
-'''.replace('HUGETLB_DIR', repr(HUGETLB_DIR)).replace(
-    'FIRST_ARENAS', str(FIRST_ARENAS))
+'''
 
 
 def child_args(switch, script, *options):
@@ -404,11 +491,16 @@ def child_args(switch, script, *options):
             '-c', CHILD + textwrap.dedent(script)]
 
 
+def child_command(switch, script):
+    return [sys.executable, '-I', *child_args(switch, script)]
+
+
 def snapshots(out):
     return [Snapshot(line) for line in out.splitlines()]
 
 
-class HugePagesTestCase(unittest.TestCase):
+@support.requires_subprocess()
+class ChildTestCase(unittest.TestCase):
 
     def setUp(self):
         # Settings of the tests' own process must not change the children.
@@ -418,47 +510,58 @@ class HugePagesTestCase(unittest.TestCase):
                      'PYTHONDEVMODE'):
             env.unset(name)
 
-    def run_child(self, switch, script, *options, **env_vars):
-        """Run the script and return the snapshots that it reports."""
-        result = assert_python_ok(*child_args(switch, script, *options),
-                                  **env_vars)
-        self.assertEqual(result.err, b'')
-        return snapshots(result.out)
+    def run_python(self, *args, wrapper=(), status=0, err='', isolated=None,
+                   **env_vars):
+        """Return (stdout, stderr) of a process that must end with the status.
 
-    def run_leaving_pool(self, pages, run, *args, **kwargs):
+        Its stderr must match the regular expression.  Without a variable for
+        its environment the process ignores all of them, by -I.
+        """
+        if isolated is not None:
+            env_vars['__isolated'] = isolated
+        result, _ = run_python_until_end(
+            *args, __run_using_command=list(wrapper), **env_vars)
+        out, text = result.out.decode(), result.err.decode(errors='replace')
+        self.assertEqual(result.rc, status, text)
+        self.assertRegex(text, rf'(?s)\A(?:{err})\Z')
+        return out, text
+
+    def run_child(self, switch, script, *options, pool=None, **kwargs):
+        """Run the script and return the snapshots that it reports.
+
+        With a pool this is done by run_with_pool().
+        """
+        if pool is not None:
+            return self.run_with_pool(pool, self.run_child, switch, script,
+                                      *options, **kwargs)
+        out, _ = self.run_python(*child_args(switch, script, *options),
+                                 **kwargs)
+        return snapshots(out)
+
+
+@requires_hugepages_build
+@unittest.skipUnless(sys.platform == 'linux', 'needs Linux')
+class HugePagesTestCase(ChildTestCase):
+
+    def run_with_pool(self, pages, run, *args, compare=True, **kwargs):
         """Call run() while exactly that many pages are available.
 
-        Return what it returns.  All of the pages must be back then.  Where
-        they are not, another process may have used the pool at the same time,
-        and the call is repeated.
+        Return what it returns, if all of them are back then.  If these are
+        snapshots, the child and the other processes that it names must have
+        had, at that moment, the pages that were missing from the pool.  If
+        not so, another process may have used the pool, and the call is
+        repeated.
         """
         for _ in support.sleeping_retry(10.0, error=False):
             with hugetlb_pool(pages):
                 result = run(*args, **kwargs)
                 left = available_pages()
-            if left == pages:
-                return result
-        self.fail(f'{left} pages were left in a pool of {pages}, unless other '
-                  f'processes use the pool all the time')
-
-    def run_with_pool(self, pages, run, *args, **kwargs):
-        """Call run() while exactly that many pages are available.
-
-        run() starts a child, waits for its end and returns its snapshots.
-        In each of them the child, and the other processes that it names, must
-        have the pages that are missing from the pool, and after its end none
-        may be missing.  Where that is not so, another process may have used
-        the pool at the same time, and the call is repeated.
-        """
-        for _ in support.sleeping_retry(10.0, error=False):
-            with hugetlb_pool(pages):
-                result = run(*args, **kwargs)
-                left = available_pages()
+            shown = result if compare and isinstance(result, list) else []
             taken = [snapshot.hugetlb_pages + snapshot.other_pages
-                     for snapshot in result]
-            missing = [pages - snapshot.available for snapshot in result]
+                     for snapshot in shown]
+            missing = [pages - snapshot.available for snapshot in shown]
             if left == pages and taken == missing:
                 return result
-        self.fail(f'the child had {taken} huge pages while {missing} were '
-                  f'missing from the pool of {pages}, and left {left}, unless '
-                  f'other processes use the pool all the time')
+        self.fail(f'{left} pages were left in a pool of {pages}, and the '
+                  f'child had {taken} pages while {missing} were missing, '
+                  f'unless other processes use the pool all the time')
