@@ -7,7 +7,9 @@ permissions and know each number beforehand.
 import contextlib
 import io
 import os
+import pathlib
 import signal
+import subprocess
 import sys
 import unittest
 
@@ -18,6 +20,8 @@ import bench_programs
 import bench_scale
 
 from .support import DRIVER, NAMES, ProgramTestCase, run, setUpModule
+
+TOP = pathlib.Path(__file__).resolve().parents[4]
 
 
 # Takes the arguments that the driver gives to perf, runs the command, and
@@ -191,6 +195,27 @@ class DriverTests(ProgramTestCase):
                 options = bench_driver.parse_arguments(
                     ["--report", "x", *arguments])
                 self.assertEqual(options.workloads, expected)
+
+    def test_what_make_asks_for(self):
+        # make takes a comma in a call of a function for its own.
+        os.symlink(sys.executable, self.path("python"))
+        tree = self.path("")
+        for args, labels in (
+            ("", ["stock", "hugetlb", "thp"]),
+            ("--programs", ["stock", "hugetlb", "thp", "thp+malloc"]),
+        ):
+            with self.subTest(args):
+                command = subprocess.run(
+                    ["make", "-f", "Makefile.in", f"BENCH_ARGS={args}",
+                     "SHELL=/bin/sh", f"UNPATCHED={tree}",
+                     f"HUGEPAGES={tree}",
+                     "--eval", "show: ; @: $(info $(BENCH))", "show"],
+                    cwd=TOP, check=True, capture_output=True, text=True,
+                ).stdout.split()
+                options = bench_driver.parse_arguments(
+                    command[command.index("python3") + 2:])
+                self.assertEqual([config.label for config in options.configs],
+                                 labels)
 
     def test_bad_arguments(self):
         good = "--config", f"a={sys.executable}"
