@@ -24,7 +24,7 @@ main(int argc, char **argv)
         argv = empty;
     }
     execv(PYTHON, argv);
-    fprintf(stderr, "%s: error: cannot start %s: %s: configure as it was and run make\n",
-            name, PYTHON, strerror(errno));
+    fprintf(stderr, "%s: error: cannot start %s: %s: configure as it was and "
+                    "run make\n", name, PYTHON, strerror(errno));
     return errno == ENOENT ? 127 : 126;
 }

@@ -19,9 +19,9 @@
        os_calls.h        calls of an OS layer, and what each must say
        arenas.h          arenas with content
 
-       test_SOURCE.c     tests of that source; those of os_without_thp.c are with
-                         the layers that include it, those of report.c with
-                         pymalloc.c
+       test_SOURCE.c     tests of that source; those of os_without_thp.c are
+                         with the layers that include it, those of report.c
+                         with pymalloc.c
        test_tiers.c      which pages an arena gets
        test_moments.c    all moments at which a fork, a signal handler or
                          another thread can find the core
