@@ -24,8 +24,12 @@
 # apply, unapply and lay change nothing at all when a part of the set does not
 # fit, or fits more than one place.
 #
-# A file FILE.patch has a sibling FILE.3.11.patch where CPython 3.11 needs
-# another one.  RELEASE, or its series, is by default the pinned one.
+# FILE.patch is for the pinned series.  A newer one that needs another, and those
+# after it, have FILE.3.14.patch; an older one, and those before it, have
+# FILE.3.12.patch.  Of several the nearest counts.  An empty one says that FILE is
+# not changed there.
+#
+# RELEASE, or its series, is by default the pinned one.
 
 set -eu
 
@@ -62,7 +66,30 @@ trap 'exit 143' TERM
 
 # supported_series: the major.minor of each supported release, one a line
 supported_series() {
-    sed -n 's/^\([0-9][0-9]*\.[0-9][0-9]*\)\..*/\1/p' "$releases" | sort -u
+    sed -n 's/^\([0-9][0-9]*\.[0-9][0-9]*\)\..*/\1/p' "$releases" | sort -u -V
+}
+
+# series_of RELEASE: its major.minor; of a series, itself
+series_of() {
+    echo "$1" | sed -n 's/^\([0-9][0-9]*\.[0-9][0-9]*\).*/\1/p'
+}
+
+# why_not RELEASE: why the patch set is not for it; nothing if it is
+why_not() {
+    if ! supported_series | grep -Fqx "$(series_of "${1:-none}")"; then
+        echo "the patch set is for $(supported_series | tr '\n' ' ' | sed 's/ $//; s/ / and /g')"
+        return
+    fi
+    series=$(series_of "$1")
+    # A series as such has none.
+    micro=$(echo "$1" | sed -n 's/^[0-9]*\.[0-9]*\.\([0-9][0-9]*\).*/\1/p')
+    sed -n "s/^refused  *$series\.\([0-9]*\)  *$series\.\([0-9]*\)  */\1 \2 /p" \
+        "$releases" | while read -r first last reason; do
+        if test "${micro:--1}" -ge "$first" && test "${micro:--1}" -le "$last"
+        then
+            echo "$series.$first to $series.$last $reason"
+        fi
+    done
 }
 
 # release_of DIR: its release, or an error if it is no supported CPython
@@ -75,16 +102,14 @@ release_of() {
     done
     found=$(sed -n 's/^#define PY_VERSION[[:space:]]*"\([^"]*\)".*/\1/p' \
             "$1/Include/patchlevel.h")
-    series=$(echo "$found" | sed -n 's/^\([0-9]*\.[0-9]*\).*/\1/p')
-    if ! supported_series | grep -Fqx "${series:-none}"; then
-        die "$1: CPython ${found:-of an unknown release} is not supported: the patch set is for $(supported_series | tr '\n' ' ' | sed 's/ $//; s/ / and /g')"
-    fi
+    reason=$(why_not "$found")
+    test -z "$reason" ||
+        die "$1: CPython ${found:-of an unknown release} is not supported: $reason"
     echo "$found"
 }
 
-# list_set RELEASE
-list_set() {
-    series=$(echo "$1" | sed -n 's/^\([0-9]*\.[0-9]*\).*/\1/p')
+# set_files: the files of the set and of all its variants, one a line
+set_files() {
     (
         cd "$root"
         for patch in *.patch; do
@@ -98,21 +123,44 @@ list_set() {
                     ! -name '*.rej' ! -name '*.py[co]' -print
         done
         echo $tools/bench_obmalloc.py
-    ) | LC_ALL=C sort | while read -r file; do
-        case $file in
-        *.[0-9].[0-9].patch|*.[0-9].[0-9][0-9].patch)
-            # A release's own patch
-            path=$(echo "${file%.patch}" | sed 's/\.[0-9]*\.[0-9]*$//')
-            test "$file" != "$path.$series.patch" || echo "patch $path $file"
-            ;;
-        *.patch)
-            path=${file%.patch}
-            test -f "$root/$path.$series.patch" || echo "patch $path $file"
-            ;;
-        *)
-            echo "new $file"
-            ;;
-        esac
+    )
+}
+
+# list_set RELEASE
+list_set() {
+    set_files | awk -v release="$(series_of "$1")" \
+        -v pinned="$(series_of "$pinned")" '
+        # A number that grows with the series
+        function number(series, part) {
+            split(series, part, ".")
+            return part[1] * 1000 + part[2]
+        }
+        function distance(a, b) { return a < b ? b - a : a - b }
+        BEGIN { release = number(release); pinned = number(pinned) }
+        !/\.patch$/ { print "new", $0; next }
+        {
+            path = substr($0, 1, length($0) - length(".patch"))
+            series = pinned
+            if (match(path, /\.[0-9]+\.[0-9]+$/)) {
+                series = number(substr(path, RSTART + 1))
+                path = substr(path, 1, RSTART - 1)
+            }
+            # What lies beyond the release, or on the other side of the pinned
+            # one, is for others.
+            away = distance(series, release)
+            if (distance(pinned, series) + away > distance(pinned, release))
+                next
+            if (!(path in file) || away < nearest[path]) {
+                file[path] = $0
+                nearest[path] = away
+            }
+        }
+        END { for (path in file) print "patch", path, file[path] }
+        ' >"$scratch/chosen"
+    LC_ALL=C sort -k 2,2 "$scratch/chosen" | while read -r kind path file; do
+        if test "$kind" = new || test -s "$root/$file"; then
+            echo "$kind $path${file:+ $file}"
+        fi
     done
 }
 
@@ -336,10 +384,12 @@ case ${1-} in
 list|patch)
     test $# -le 2 || die "$1 takes one release at most"
     release=${2:-$pinned}
+    reason=$(why_not "$release")
+    test -z "$reason" || die "CPython $release is not supported: $reason"
     if test "$1" = list; then
         list_set "$release"
     else
-        write_dated_patch "$(echo "$release" | cut -d . -f 1-2)"
+        write_dated_patch "$(series_of "$release")"
     fi
     ;;
 release|apply|unapply|dist)

@@ -30,15 +30,29 @@ def source_of(tree):
     return pathlib.Path(stamp.partition("\n")[0])
 
 
+def known_releases():
+    """Those of build-aux/cpython-releases, the pinned one first."""
+    table = (TOP / "build-aux/cpython-releases").read_text()
+    return re.findall(r"^\d\S*", table, re.MULTILINE)
+
+
+def series_of(release):
+    return ".".join(release.split(".")[:2])
+
+
+def known_series():
+    """The series of the known releases, the pinned one first."""
+    return list(dict.fromkeys(map(series_of, known_releases())))
+
+
 @functools.cache
 def releases():
     """The released sources by their release, the pinned one first.
 
-    All of build-aux/cpython-releases that can be got.
+    All known ones that can be got.
     """
     found = {}
-    table = (TOP / "build-aux/cpython-releases").read_text()
-    for release in re.findall(r"^\d\S*", table, re.MULTILINE):
+    for release in known_releases():
         process = subprocess.run(
             [TOP / "build-aux/get-cpython.sh", release], text=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -54,12 +68,26 @@ def releases():
     return found
 
 
+def patchset(*arguments):
+    """The output of patchset.sh."""
+    return subprocess.check_output([TOP / "build-aux/patchset.sh", *arguments],
+                                   text=True)
+
+
+def listed(release):
+    """The lines of "patchset.sh list" for a release, split into words."""
+    return [line.split() for line in patchset("list", release).splitlines()]
+
+
+def patches(release):
+    """Pairs of a file that the patch set changes and its patch."""
+    return [words[1:] for words in listed(release) if words[0] == "patch"]
+
+
 def copy_for_patchset(source, directory):
     """Copy what patchset.sh reads of a source tree."""
-    listed = subprocess.check_output([TOP / "build-aux/patchset.sh", "list"],
-                                     text=True)
-    for path in ["Include/patchlevel.h",
-                 *re.findall(r"^patch (\S+)", listed, re.MULTILINE)]:
+    release = patchset("release", source).strip()
+    for path in ["Include/patchlevel.h", *dict(patches(release))]:
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / path, directory / path)
 

@@ -8,7 +8,7 @@ import subprocess
 import unittest
 
 import support
-from support import HUGEPAGES, TOP, UNPATCHED
+from support import HUGEPAGES, UNPATCHED
 
 
 class OptionTest(support.TemporaryDirectoryTestCase):
@@ -123,10 +123,9 @@ class WithoutTheOptionTest(support.TemporaryDirectoryTestCase):
 
     def sources(self):
         """The C files of the interpreter that a patch changes."""
-        output = subprocess.check_output(
-            [TOP / "build-aux" / "patchset.sh", "list"], text=True)
-        return [file for file in re.findall(r"^patch (\S+\.c) ", output, re.M)
-                if not file.startswith("Programs/_test")]
+        release = support.patchset("release", self.pristine).strip()
+        return [file for file, _ in support.patches(release)
+                if file.endswith(".c") and not file.startswith("Programs/_test")]
 
     def test_pyconfig_h(self):
         # config.status, which knows this system, makes the header of the
@@ -188,7 +187,7 @@ class InstalledTest(support.TemporaryDirectoryTestCase):
                          f"DESTDIR={self.directory}/destination", "prefix=/usr",
                          # A part that takes long, and is CPython's own.
                          "ENSUREPIP=no")
-        python = self.directory / "destination/usr/bin/python3.13"
+        [python] = (self.directory / "destination/usr/bin").glob("python3.??")
         venv = self.directory / "venv"
         self.run_command(python, "-m", "venv", venv)
         pip = [venv / "bin/python", "-m", "pip", "install",

@@ -37,7 +37,7 @@ class TakersTest(support.TemporaryDirectoryTestCase):
                 self.pristine = support.contents(self.source)
                 self.run_command(PATCHSET, "lay", self.source, laid)
                 self.patched = support.contents(laid)
-                series = ".".join(release.split(".")[:2])
+                series = support.series_of(release)
                 take(self.directory / "dist" /
                      f"pymalloc-hugepages-{VERSION}-cpython-{series}.patch")
 

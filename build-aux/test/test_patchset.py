@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 import unittest
 
 import support
@@ -11,15 +10,13 @@ from support import TOP
 PATCHSET = TOP / "build-aux" / "patchset.sh"
 
 
-def listed():
-    """The lines of "patchset.sh list", split into words."""
-    output = subprocess.check_output([PATCHSET, "list"], text=True)
-    return [line.split() for line in output.splitlines()]
+PINNED = support.known_releases()[0]
 
 
-def patches():
-    """Pairs of a file that the patch set changes and its patch."""
-    return [(path, *file) for kind, path, *file in listed() if kind == "patch"]
+def patches_of_all():
+    """The same pairs as support.patches(), of every series."""
+    return sorted({tuple(pair) for series in support.known_series()
+                   for pair in support.patches(series)})
 
 
 class Hunk:
@@ -57,8 +54,8 @@ class PatchesTest(unittest.TestCase):
     """The form of the *.patch files."""
 
     def test_form(self):
-        self.assertTrue(patches())
-        for path, file in patches():
+        self.assertTrue(patches_of_all())
+        for path, file in patches_of_all():
             with self.subTest(file):
                 lines = (TOP / file).read_bytes().decode().split("\n")
                 self.assertEqual(lines[0], f"--- a/{path}")
@@ -80,11 +77,14 @@ class PatchesTest(unittest.TestCase):
 
     def each_hunk(self):
         """Yield each patch file with each of its hunks, and for each release
-        the lines of the file that it changes.
+        that it is for the lines of the file that it changes.
         """
-        for path, file in patches():
+        used = {release: support.patches(release)
+                for release in support.releases()}
+        for path, file in patches_of_all():
             texts = {release: (source / path).read_bytes().split(b"\n")
-                     for release, source in support.releases().items()}
+                     for release, source in support.releases().items()
+                     if [path, file] in used[release]}
             for hunk in hunks_of(file):
                 yield file, hunk, texts
 
@@ -99,10 +99,14 @@ class PatchesTest(unittest.TestCase):
 
     def test_no_hunk_has_more_context_than_it_needs(self):
         """What it does not carry cannot keep it from fitting a release."""
-        table = (TOP / "build-aux/cpython-releases").read_text()
-        if len(support.releases()) < len(re.findall("(?m)^[0-9]", table)):
+        # Nobody has had the source of those: no hunk was written for one.
+        untried = re.findall(r"(?m)^untried +(\S+)",
+                             (TOP / "build-aux/cpython-releases").read_text())
+        missing = (set(support.known_releases()) - set(support.releases())
+                   - set(untried))
+        if missing:
             print("NOTICE: not tested whether hunks have too much context: one "
-                  "may need it for a release that is not here")
+                  f"may need it for CPython {' or '.join(sorted(missing))}")
             return
         for file, hunk, texts in self.each_hunk():
             before, after = hunk.context
@@ -120,11 +124,18 @@ class PatchesTest(unittest.TestCase):
 
     def test_every_patch_has_its_place(self):
         """Nothing in CPython's folders is overlooked."""
-        files = {file for kind, path, *file in listed() for file in file or [path]}
+        files = {words[-1] for series in support.known_series()
+                 for words in support.listed(series)}
         self.assertIn("Objects/hugepages/arena.c", files)
         for path in files:
             self.assertNotIn("__pycache__", path)
             self.assertTrue((TOP / path).is_file(), path)
+        # A variant is for some series, or says by being empty that there is
+        # nothing to change.
+        for path in TOP.rglob("*.patch"):
+            file = str(path.relative_to(TOP))
+            if path.stat().st_size and not file.startswith("build/"):
+                self.assertIn(file, files)
 
 
 class CPythonTest(support.TemporaryDirectoryTestCase):
@@ -140,19 +151,22 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
         shutil.rmtree(self.source, ignore_errors=True)
         support.copy_for_patchset(pristine, self.source)
         self.before = support.contents(self.source)
+        self.listed = support.listed(
+            support.patchset("release", self.source).strip())
 
     def patchset(self, *arguments, status=0):
         return self.run_command(PATCHSET, *arguments, status=status)
 
     def check_applied(self):
         after = support.contents(self.source)
-        for kind, path, *_ in listed():
+        for kind, path, *_ in self.listed:
             if kind == "new":
                 self.assertEqual(after[path], (TOP / path).read_bytes(), path)
             else:
                 self.assertNotEqual(after[path], self.before[path], path)
         self.assertEqual(set(after) - set(self.before),
-                         {path for kind, path, *_ in listed() if kind == "new"})
+                         {path for kind, path, *_ in self.listed
+                          if kind == "new"})
 
     def test_there_and_back(self):
         for release, pristine in support.releases().items():
@@ -182,8 +196,7 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
             patched = self.directory / "patched"
             shutil.rmtree(patched, ignore_errors=True)
             self.patchset("lay", self.source, patched)
-            changes[release] = []
-            for path, file in patches():
+            for path, file in support.patches(release):
                 # It names the function of each change, after its place.
                 difference = self.run_command(
                     "git", "-c", f"core.attributesFile={attributes}", "diff",
@@ -195,12 +208,19 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
                     # What is named there is the last line of text that is not
                     # indented, whichever that is.
                     hunks = [line for line in hunks if line[:2] != "@@"]
-                changes[release] += [path, *hunks]
-        first, *others = changes.values()
+                # Of other files it names some line before, which may be another
+                # in another series.
+                code = path.endswith((".c", ".h", ".py"))
+                key = file, None if code else support.series_of(release)
+                changes.setdefault(key, {})[release] = hunks
+        embed = changes["Lib/test/test_embed.py.patch", None]
         self.assertIn("@@ class InitConfigTests(EmbeddingTestsMixin, "
-                      "unittest.TestCase):", first)
-        for other in others:
-            self.assertEqual(other, first)
+                      "unittest.TestCase):", embed[PINNED])
+        for (file, _), hunks in changes.items():
+            with self.subTest(file):
+                first, *others = hunks.values()
+                for other in others:
+                    self.assertEqual(other, first)
 
     def check_refused(self, command, *trees, parts):
         before = support.contents(self.directory)
@@ -212,8 +232,9 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
     def test_second_place(self):
         """Git would take one of them without a word."""
         # Of lay and unapply a sample: each call takes a while.
-        for command, some in [("apply", patches()), ("lay", patches()[::6]),
-                              ("unapply", patches()[::6])]:
+        patches = [words[1:] for words in self.listed if words[0] == "patch"]
+        for command, some in [("apply", patches), ("lay", patches[::6]),
+                              ("unapply", patches[::6])]:
             for path, file in some:
                 hunk = hunks_of(file)[-1]
                 lines = hunk.old
@@ -252,7 +273,7 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
 
     def test_a_hunk_fails(self):
         """Nothing is changed, whichever patch is the one."""
-        for kind, path, *_ in listed():
+        for kind, path, *_ in self.listed:
             if kind != "patch":
                 continue
             with self.subTest(path):
@@ -298,35 +319,173 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
                 self.assert_one_error(output, "no directory given")
 
 
-class ReleaseTest(support.FakeTreeTestCase):
-    """A release's own patch stands in for the plain one."""
+class SeriesTest(support.FakeTreeTestCase):
+    """A series' own patch stands in for the plain one, which is for 3.13."""
 
-    def setUp(self):
-        super().setUp()
-        self.add_older_series()
+    def know_series(self, *releases):
+        """Let these releases be known, beside the pinned one."""
+        with open(self.tree / "build-aux/cpython-releases", "a") as file:
+            for release in releases:
+                file.write(f"{release} 0 Python-{release}.tar.xz - -\n")
+
+    def refuse(self, *words):
+        with open(self.tree / "build-aux/cpython-releases", "a") as file:
+            file.write(f"refused  {'  '.join(words)}\n")
+
+    def make_variant(self, series, line):
+        """Let the patch of that series add the line to obmalloc.c."""
+        support.write(self.tree / f"Objects/obmalloc.c.{series}.patch", f"""\
+            --- a/Objects/obmalloc.c
+            +++ b/Objects/obmalloc.c
+            @@ -3,2 +3,3 @@
+             three
+            +{line}
+             four
+            """)
+
+    def patchset(self, *arguments, status=0):
+        return self.run_command(self.tree / "build-aux/patchset.sh", *arguments,
+                                status=status)
+
+    def patches(self, release):
+        return re.findall(r"(?m)^patch \S+ (\S+)$",
+                          self.patchset("list", release))
+
+    def there_and_back(self, release):
+        """What apply changes in a source tree of that release: its files."""
+        source = self.directory / release
+        self.make_source(source, release)
+        before = support.contents(source)
+        laid = self.directory / f"{release}-laid"
+        self.patchset("lay", source, laid)
+        self.patchset("apply", source)
+        applied = support.contents(source)
+        self.assertEqual(support.contents(laid), applied)
+        self.assertIn("applied already", self.patchset("apply", source))
+        self.patchset("unapply", source)
+        self.assertEqual(support.contents(source), before)
+        return {path: text for path, text in applied.items()
+                if before.get(path) != text}
+
+    def check_refused(self, release, *parts, source=None):
+        """No command takes that release; each says why in one line."""
+        if source is None:
+            source = self.directory / f"refused-{release}"
+            self.make_source(source, release)
+        before = support.contents(self.directory)
+        for command in (["apply", source], ["unapply", source],
+                        ["release", source],
+                        ["lay", source, self.directory / "laid"],
+                        ["list", release], ["patch", release]):
+            with self.subTest(release, command=command[0]):
+                output = self.patchset(*command, status=1)
+                self.assert_one_error(output, release, *parts)
+                self.assertEqual(len(output.splitlines()), 1, output)
+                self.assertEqual(support.contents(self.directory), before)
 
     def test_list(self):
-        for release, file in [("3.13.99", "Objects/obmalloc.c.patch"),
-                              ("3.11.2", "Objects/obmalloc.c.3.11.patch")]:
-            with self.subTest(release):
-                output = self.run_command(self.tree / "build-aux/patchset.sh",
-                                          "list", release)
-                self.assertEqual(output.splitlines(), [
-                    "new Objects/hugepages/new.c",
-                    f"patch Objects/obmalloc.c {file}",
-                    "new Tools/pymalloc_hugepages/bench_obmalloc.py",
-                ])
+        """Of the variants on its side of the pinned series, the nearest."""
+        # Neither sorted, nor by the alphabet: 3.9 is older than 3.10.
+        known = {"3.16.2": "3.16", "3.8.9": "3.9", "3.9.1": "3.9",
+                 "3.10.0": "3.11", "3.11.2": "3.11", "3.12.4": None,
+                 "3.13.99": None, "3.14.7": None, "3.15.0": "3.15",
+                 "3.100.1": "3.16"}
+        self.know_series(*known)
+        for series in {*known.values()} - {None}:
+            self.make_variant(series, f"hook of {series}")
+        for release, series in known.items():
+            file = f"Objects/obmalloc.c{f'.{series}' if series else ''}.patch"
+            for name in release, support.series_of(release):
+                with self.subTest(name):
+                    self.assertEqual(self.patchset("list", name).splitlines(), [
+                        "new Objects/hugepages/new.c",
+                        f"patch Objects/obmalloc.c {file}",
+                        "new Tools/pymalloc_hugepages/bench_obmalloc.py",
+                    ])
 
     def test_apply(self):
-        old = self.directory / "old"
-        self.make_source(old, "3.11.2")
-        for source, line in (self.source, "hook"), (old, "older hook"):
-            with self.subTest(line):
-                self.run_command(self.tree / "build-aux/patchset.sh", "apply",
-                                 source)
-                self.assertIn(
-                    line,
-                    (source / "Objects/obmalloc.c").read_text().splitlines())
+        self.know_series("3.11.2", "3.14.7", "3.15.0")
+        self.make_variant("3.11", "older hook")
+        self.make_variant("3.14", "newer hook")
+        for release, line in [(self.release, b"hook"), ("3.11.2", b"older hook"),
+                              ("3.14.7", b"newer hook"),
+                              ("3.14.8", b"newer hook"),
+                              ("3.15.0", b"newer hook")]:
+            with self.subTest(release):
+                changed = self.there_and_back(release)
+                self.assertEqual(set(changed), {
+                    "Objects/hugepages/new.c", "Objects/obmalloc.c",
+                    "Tools/pymalloc_hugepages/bench_obmalloc.py"})
+                self.assertIn(line, changed["Objects/obmalloc.c"].splitlines())
+
+    def test_empty_variant(self):
+        """Nothing to change, from there on."""
+        self.know_series("3.14.7", "3.15.0", "3.16.0")
+        (self.tree / "Objects/obmalloc.c.3.14.patch").touch()
+        self.make_variant("3.16", "hook again")
+        self.assertEqual(self.patches("3.13"), ["Objects/obmalloc.c.patch"])
+        self.assertEqual(self.patches("3.16"), ["Objects/obmalloc.c.3.16.patch"])
+        for release in "3.14.7", "3.15.0":
+            self.assertEqual(self.patches(release), [])
+            self.assertNotIn("Objects/obmalloc.c", self.there_and_back(release))
+            self.assertNotIn("obmalloc.c", self.patchset("patch", release))
+
+    def test_variant_without_a_plain_one(self):
+        """A file that only newer series have."""
+        self.know_series("3.14.7")
+        support.write(self.tree / "Objects/other.c.3.14.patch", """\
+            --- a/Objects/other.c
+            +++ b/Objects/other.c
+            @@ -1 +1,2 @@
+             other
+            +new
+            """)
+        self.assertNotIn("Objects/other.c", self.there_and_back(self.release))
+        self.assertEqual(self.there_and_back("3.14.7")["Objects/other.c"],
+                         b"other\nnew\n")
+
+    def test_unknown_series(self):
+        self.know_series("3.14.7")
+        for release in "3.12.4", "3.15.0a1", "2.7.18", "4.0.0", "3.1.3":
+            self.check_refused(release, "is not supported",
+                               "the patch set is for 3.13 and 3.14")
+
+    def test_refused_releases(self):
+        self.know_series("3.14.7", "3.15.7")
+        self.refuse("3.14.0", "3.14.4", "have another engine")
+        for release in "3.14.0", "3.14.0rc1", "3.14.2", "3.14.4", "3.14.4+":
+            self.check_refused(release, "is not supported: "
+                               "3.14.0 to 3.14.4 have another engine")
+        for release in "3.14.5", "3.14.5rc1", "3.14.10", "3.15.1", "3.13.1":
+            with self.subTest(release):
+                self.there_and_back(release)
+        # A series is not its first release.
+        self.assertEqual(self.patches("3.14"), ["Objects/obmalloc.c.patch"])
+
+    def test_unknown_release(self):
+        """A tree that does not say which one it is."""
+        (self.source / "Include/patchlevel.h").write_text("nothing\n")
+        before = support.contents(self.directory)
+        for command in "apply", "unapply", "release":
+            output = self.patchset(command, self.source, status=1)
+            self.assert_one_error(output, "unknown release is not supported")
+            self.assertEqual(support.contents(self.directory), before)
+
+    def test_local_changes(self):
+        """The hook's place has another text."""
+        self.know_series("3.14.7")
+        self.make_variant("3.14", "newer hook")
+        source = self.directory / "mine"
+        self.make_source(source, "3.14.7")
+        (source / "Objects/obmalloc.c").write_text("three\nmine\nfour\n")
+        before = support.contents(self.directory)
+        for command in (["apply", source],
+                        ["lay", source, self.directory / "laid"]):
+            output = self.patchset(*command, status=1)
+            self.assert_one_error(output, "nothing was changed",
+                                  "Objects/obmalloc.c")
+            self.assertEqual(len(output.splitlines()), 1, output)
+            self.assertEqual(support.contents(self.directory), before)
 
 
 if __name__ == "__main__":

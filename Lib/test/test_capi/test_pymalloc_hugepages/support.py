@@ -25,7 +25,8 @@ from test.support.script_helper import run_python_until_end
 
 _testinternalcapi = import_helper.import_module('_testinternalcapi')
 
-HUGEPAGES_BUILD = 'pymalloc_hugepages' in _testinternalcapi.get_config()
+HUGEPAGES_BUILD = ('pymalloc_hugepages'
+                   in _testinternalcapi.get_configs()['config'])
 
 ENV_VAR = 'PYTHON_PYMALLOC_HUGEPAGES'
 

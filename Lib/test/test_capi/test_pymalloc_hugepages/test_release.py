@@ -165,7 +165,7 @@ class FinalizationTests(HugePagesTestCase):
         import_helper.import_module('_testcapi')
         self.run_testembed('test_repeated_init_exec', f'''
             import _testinternalcapi, ctypes, os
-            config = _testinternalcapi.get_config()
+            config = _testinternalcapi.get_configs()['config']
             assert (config['pymalloc_hugepages']
                     == {SWITCH}[os.environ['{ENV_VAR}']]), config
             objects = fill(10)

@@ -67,7 +67,8 @@ class SwitchTests(ChildTestCase):
 
     def check(self, expected, *options, **env_vars):
         code = ('import _testinternalcapi; '
-                'print(_testinternalcapi.get_config()["pymalloc_hugepages"])')
+                'config = _testinternalcapi.get_configs()["config"]; '
+                'print(config["pymalloc_hugepages"])')
         with self.subTest(options=options, env=env_vars):
             out, _ = self.run_python(*options, '-c', code, **env_vars)
             self.assertEqual(int(out), expected)
@@ -134,7 +135,7 @@ class SwitchTests(ChildTestCase):
         code = textwrap.dedent('''
             import multiprocessing, _testinternalcapi
             with multiprocessing.get_context('spawn').Pool(1) as pool:
-                config = pool.apply(_testinternalcapi.get_config)
+                config = pool.apply(_testinternalcapi.get_configs)['config']
             print(config['pymalloc_hugepages'])
         ''')
         out, _ = self.run_python(*options, '-c', code, **env_vars)

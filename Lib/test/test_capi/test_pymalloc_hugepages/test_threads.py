@@ -98,21 +98,21 @@ class InterpreterTests(HugePagesTestCase):
     @thp_mode('madvise')
     def test_at_the_same_time(self, switch):
         before, filled, closed = self.run_child(switch, f'''
+            import _interpreters
             from functools import partial
-            from test.support import interpreters
 
-            work = FILL + textwrap.dedent("""
+            work = """
                 for _ in range(10):
                     objects = fill({self.ARENAS})
                     assert not any(map(any, objects[::100]))
-            """)
-            interps = [interpreters.create() for _ in range(4)]
+            """
+            interps = [_interpreters.create('isolated') for _ in range(4)]
             fill(0)
             report()
-            run_threads(*(partial(interp.exec, work) for interp in interps))
+            run_threads(*(partial(run_in, interp, work) for interp in interps))
             report()
             for interp in interps:
-                interp.close()
+                _interpreters.destroy(interp)
             report()
         ''', pool=100)
         if SWITCH[switch] in (ON, HUGETLB):
