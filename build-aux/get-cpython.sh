@@ -7,13 +7,17 @@
 # prints the folder's name.  A folder that is there is a whole source: it is
 # filled under another name and moved into place at the end.
 #
-# VERSION  a release of the file "cpython-releases" beside this script; the
-#          first of them if nothing is given.  Its archive comes from the local
-#          caches, Debian's source package or python.org, whichever has it
+# VERSION  a release of the file "cpython-releases" beside this script, or a
+#          series: its newest release there; the first release of all if nothing
+#          is given.  Its archive comes from the folder $CPYTHON_SOURCES, the
+#          local caches, Debian's source package or python.org, whichever has it
 #          first, and its SHA-256 is checked.
 # DIR      a source tree.  It is copied, without what was built in it, and if
 #          the patch set is applied there, it is taken off the copy.
 # TARBALL  a source archive.
+#
+# $CPYTHON_SOURCES, if set, is a folder with archives as python.org names them, and
+# with source trees Python-RELEASE or cpython-RELEASE, which are copied.
 
 set -eu
 
@@ -116,6 +120,7 @@ private_apt_get() {
 # from_debian SUITE PACKAGE RELEASE: download the archive as Debian's source
 # package
 from_debian() {
+    test "$1" != - || return 1
     command -v apt-get >/dev/null 2>&1 || return 1
     keyring=
     for file in /usr/share/keyrings/debian-archive-keyring.gpg \
@@ -189,7 +194,19 @@ get_release() {
     archive=$3
     wrong=no
     other=
-    for file in "$downloads/$archive" "$cache/$archive"; do
+    for tree in ${CPYTHON_SOURCES:+"$CPYTHON_SOURCES/Python-$1" \
+                                  "$CPYTHON_SOURCES/cpython-$1"}; do
+        test -d "$tree" || continue
+        has=$("$here/patchset.sh" release "$tree") || exit 1
+        test "$has" = "$1" || die "$tree is CPython $has"
+        # A tree has no checksum.
+        say "$tree: taken for CPython $1 as it is"
+        copy_tree "$tree" "$name"
+        mv "$build/$name.tmp" "$build/$name"
+        return 0
+    done
+    for file in ${CPYTHON_SOURCES:+"$CPYTHON_SOURCES/$archive"} \
+                "$downloads/$archive" "$cache/$archive"; do
         if test -f "$file" && take "$file"; then
             unpack "$downloads/$archive" "$name"
             keep
@@ -202,6 +219,7 @@ get_release() {
         return 0
     fi
     reason="neither Debian's source package nor python.org could be reached"
+    test "$4" != - || reason="python.org could not be reached"
     test -z "$other" ||
         reason="$other, and python.org could not be reached"
     test $wrong = no || reason="what was found has a wrong SHA-256, see above"
@@ -226,27 +244,32 @@ checksums() {
     (cd "$1" && find . -type f -exec sha256sum {} + | LC_ALL=C sort)
 }
 
+# copy_tree DIR NAME: copy the source tree to build/NAME.tmp, without the patch set
+# and without what a build in DIR left there
+copy_tree() {
+    copy=$build/$2.tmp
+    say "copying $1"
+    rm -rf "$copy"
+    mkdir -p "$copy"
+    if ! { tar -C "$1" -X "$here/build-products" -cf - . ||
+           echo failed >"$copy.failed"; } | tar -xf - -C "$copy" --no-same-owner ||
+       test -e "$copy.failed"
+    then
+        rm -rf "$copy" "$copy.failed"
+        die "$1: cannot be copied to $build"
+    fi
+    "$here/patchset.sh" unapply "$copy" >/dev/null || {
+        rm -rf "$copy"
+        die "$1: give a CPython source tree without changes in the places that the patch set changes"
+    }
+}
+
 # get_directory DIR
 get_directory() {
     directory=$(cd "$1" && pwd -P)
     "$here/patchset.sh" release "$directory" >/dev/null || exit 1
     name=cpython-dir-$(echo "$directory" | sha256sum | cut -c 1-8)
-    copy=$build/$name.tmp
-    say "copying $directory"
-    rm -rf "$copy"
-    mkdir -p "$copy"
-    # Without what a build in DIR left there.
-    if ! { tar -C "$directory" -X "$here/build-products" -cf - . ||
-           echo failed >"$copy.failed"; } | tar -xf - -C "$copy" --no-same-owner ||
-       test -e "$copy.failed"
-    then
-        rm -rf "$copy" "$copy.failed"
-        die "$directory: cannot be copied to $build"
-    fi
-    "$here/patchset.sh" unapply "$copy" >/dev/null || {
-        rm -rf "$copy"
-        die "$directory: give a CPython source tree without changes in the places that the patch set changes"
-    }
+    copy_tree "$directory" "$name"
     if ! test -d "$build/$name"; then
         mv "$copy" "$build/$name"
         return 0
@@ -282,7 +305,11 @@ if test -d "$wanted"; then
 elif test -f "$wanted"; then
     get_tarball "$wanted"
 elif echo "$wanted" | grep -Eqx '[0-9]+(\.[0-9]+)+([a-z]+[0-9]+)?'; then
-    line=$(releases | awk -v release="$wanted" '$1 == release')
+    reason=$("$here/patchset.sh" list "$wanted" 2>&1 >/dev/null) ||
+        die "${reason#*error: }: choose from $(known_releases)"
+    # The release itself, or the newest of the series
+    line=$(releases | awk -v wanted="$wanted" '
+        $1 == wanted || index($1, wanted ".") == 1' | sort -V | tail -n 1)
     test -n "$line" ||
         die "CPython $wanted is not a release that the patch set is for: choose from $(known_releases)"
     # shellcheck disable=SC2086  # the words of the line

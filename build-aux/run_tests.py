@@ -6,6 +6,11 @@ there as well, because of the machine or because it is CPython's own fault, is
 reported, and is not a failure of the patch set.  Nothing is given a second try
 in the patched build: a fault that shows now and then is one.
 
+The pinned release is tested in full, and then the other releases of
+build-aux/cpython-releases whose source can be got (see get-cpython.sh).  One that
+cannot is skipped; if its name, or "all", is among the words of CPYTHON_REQUIRED,
+that is a failure.
+
 The last line is "N passed, N failed, N skipped", where tests of this tree are
 counted one by one and CPython's by the file.
 """
@@ -61,11 +66,15 @@ EXCERPT_LINES = 15
 
 
 class Tally:
-    """Counts, and for each failure what failed and why: lines of its output."""
+    """Counts, and for each failure what failed and why: lines of its output.
+
+    releases says of each further release whether it was tested.
+    """
 
     def __init__(self):
         self.passed = self.failed = self.skipped = 0
         self.failures = []
+        self.releases = []
 
     def add(self, passed, failed, skipped):
         self.passed += passed
@@ -340,44 +349,74 @@ def further_releases():
     return re.findall(r"^(\d\S*)\s+(\S+)", table, re.MULTILINE)[1:]
 
 
-def run_release(tally, unpatched, release, checksum, pool):
+def required(release):
+    """Whether the release may not be skipped."""
+    words = os.environ.get("CPYTHON_REQUIRED", "").split()
+    return release in words or "all" in words
+
+
+def run_release(tally, release, checksum, pool):
     """Lay the patch set on another release, build it and test that.
 
-    The build is kept, and done again as far as the patch set has changed.
-    What CPython's tests find is compared with the unpatched build of the pinned
-    release, which says as much of the machine.
+    The build is kept, and done again as far as the patch set has changed.  The
+    unpatched one is configured, which tells how to compile a file, and built if
+    one of CPython's tests fails in the patched one.
     """
     name = f"CPython {release}"
     headline(f"{name}: source, build")
     status, lines = run([str(BUILD_AUX / "get-cpython.sh"), release])
     if status:
-        notice(f"SKIPPED {release}: no source (SHA-256 {checksum}); "
-               "give --with-cpython=FILE")
-        tally.skipped += 1
+        skipped = (f"SKIPPED {release}: no source (SHA-256 {checksum}); "
+                   "give --with-cpython=FILE")
+        tally.releases.append(f"{release} not tested")
+        if required(release):
+            tally.fail(skipped, lines[-EXCERPT_LINES:])
+        else:
+            print(skipped, flush=True)
+            tally.skipped += 1
         return
     source = TOP / "build" / lines[-1].strip()
     patched = f"{source}-patched"
     tree = TOP / "build" / f"hugepages-{release}"
+    unpatched = TOP / "build" / f"unpatched-{release}"
+    configure = str(BUILD_AUX / "configure-cpython.sh")
     for command in [
         [str(BUILD_AUX / "patchset.sh"), "lay", str(source), patched],
-        [str(BUILD_AUX / "configure-cpython.sh"), patched, str(tree),
-         os.devnull, "--with-pymalloc-hugepages"],
+        [configure, patched, str(tree), os.devnull,
+         "--with-pymalloc-hugepages"],
         ["make", f"-j{jobs()}", "-C", str(tree)],
+        [configure, str(source), str(unpatched), os.devnull],
     ]:
         status, lines = run(command)
         if status:
+            tally.releases.append(f"{release} not tested")
             tally.fail(f"{name}: {os.path.basename(command[0])}: "
                        f"exit status {status}", lines[-EXCERPT_LINES:])
             return
+
+    tally.releases.append(f"{release} tested")
+    run_unittest(tally, f"{name}: without the option",
+                 [sys.executable, "-m", "unittest", "-v",
+                  "test_build.WithoutTheOptionTest", "test_build.LayoutTest"],
+                 env={**os.environ, "PYTHONPATH": str(BUILD_AUX / "test"),
+                      "UNPATCHED_TREE": str(unpatched),
+                      "HUGEPAGES_TREE": str(tree)})
 
     headline(f"{name}: our own tests")
     # CPython as it was released does not have them: what fails is our fault.
     count_suite(tally, f"{name}: our own tests",
                 run_suite(tree, OWN_MODULES, pool, own=True), None)
+
+    def run_unpatched(modules):
+        status, _ = run(["make", f"-j{jobs()}", "-C", str(unpatched)])
+        if status:
+            raise RuntimeError(f"{name}: make in {unpatched}: "
+                               f"exit status {status}")
+        return run_suite(unpatched, modules, pool)
+
     headline(f"{name}: CPython's tests")
     count_suite(tally, f"{name}: CPython's tests",
-                run_suite(tree, RELEASE_MODULES, pool),
-                lambda modules: run_suite(unpatched, modules, pool))
+                run_suite(tree, RELEASE_MODULES, pool), run_unpatched)
 
 
 def run_all(tally, unpatched, hugepages):
@@ -390,6 +429,20 @@ def run_all(tally, unpatched, hugepages):
         headline(name)
         patched = run_suite(hugepages, arguments, pool)
         count_suite(tally, name, patched, lambda modules: before)
+
+
+def show_result(tally):
+    """Return the exit status, too."""
+    headline("result")
+    for what, why in tally.failures:
+        print(f"FAILED: {what}")
+        for line in why:
+            print(f"    {line}")
+    if tally.releases:
+        print("further releases:", ", ".join(tally.releases))
+    print(f"{tally.passed} passed, {tally.failed} failed, "
+          f"{tally.skipped} skipped")
+    return 1 if tally.failures else 0
 
 
 def main():
@@ -442,8 +495,7 @@ def main():
             for pool in pools
         ]
         steps += [
-            lambda further=further: run_release(tally, unpatched, *further,
-                                                pools[0][1])
+            lambda further=further: run_release(tally, *further, pools[0][1])
             for further in further_releases()
         ]
     for step in steps:
@@ -452,14 +504,7 @@ def main():
         except (OSError, RuntimeError) as error:
             tally.fail(str(error))
 
-    headline("result")
-    for what, why in tally.failures:
-        print(f"FAILED: {what}")
-        for line in why:
-            print(f"    {line}")
-    print(f"{tally.passed} passed, {tally.failed} failed, "
-          f"{tally.skipped} skipped")
-    return 1 if tally.failures else 0
+    return show_result(tally)
 
 
 if __name__ == "__main__":

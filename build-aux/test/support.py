@@ -255,12 +255,28 @@ class FakeTreeTestCase(TemporaryDirectoryTestCase):
             file.add(directory, arcname="Python-fake")
 
     def know(self, release, archive):
-        """Put the archive into the list of releases."""
+        """Let the list of releases have this one alone."""
         checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
         write(self.tree / "build-aux/cpython-releases", f"""\
             # a comment
             {release} {checksum} {archive.name} trixie fake
             """)
+
+    def know_more(self, *lines):
+        with open(self.tree / "build-aux/cpython-releases", "a") as file:
+            file.writelines(f"{line}\n" for line in lines)
+
+    def make_release(self, release, directory):
+        """List one more, which Debian does not have, and return its source and
+        its archive, which are in the directory.
+        """
+        source = directory / f"Python-{release}"
+        self.make_source(source, release)
+        archive = directory / f"Python-{release}.tar.xz"
+        self.make_archive(source, archive)
+        checksum = hashlib.sha256(archive.read_bytes()).hexdigest()
+        self.know_more(f"{release} {checksum} {archive.name} - -")
+        return source, archive
 
     def add_older_series(self):
         """Support 3.11, too, which has a patch of its own."""
@@ -272,8 +288,7 @@ class FakeTreeTestCase(TemporaryDirectoryTestCase):
             +older hook
              four
             """)
-        with open(self.tree / "build-aux/cpython-releases", "a") as file:
-            file.write("3.11.2 0 Python-3.11.2.tar.xz bookworm python3.11\n")
+        self.know_more("3.11.2 0 Python-3.11.2.tar.xz bookworm python3.11")
 
     def configure(self, *options, status=0, **environment):
         return self.run_command("./configure", "--disable-package-check",

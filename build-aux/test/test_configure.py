@@ -26,6 +26,31 @@ class ErrorTest(support.FakeTreeTestCase):
     def test_unknown_release(self):
         self.check("--with-cpython=3.9.1", parts=["3.9.1", self.release])
 
+    def test_unknown_release_of_a_series(self):
+        self.check("--with-cpython=3.13.98", parts=["3.13.98", self.release])
+
+    def test_unknown_series(self):
+        self.check("--with-cpython=3.12", parts=[
+            "3.12 is not supported: the patch set is for 3.13", self.release])
+
+    def test_refused_release(self):
+        self.know_more("refused  3.13.2  3.13.4  have another engine")
+        self.check("--with-cpython=3.13.3", parts=[
+            "3.13.3 is not supported", "3.13.2 to 3.13.4 have another engine",
+            self.release])
+
+    def test_another_release_in_the_folder_of_sources(self):
+        sources = self.directory / "sources"
+        self.make_source(sources / f"cpython-{self.release}", "3.13.98")
+        self.check(parts=[f"{sources}/cpython-{self.release}", "3.13.98"],
+                   CPYTHON_SOURCES=str(sources))
+
+    def test_no_source_in_reach(self):
+        self.make_release("3.14.7", self.directory / "sources")
+        self.check("--with-cpython=3.14.7",
+                   parts=["3.14.7", "python.org could not be reached",
+                          "Python-3.14.7.tar.xz", "--with-cpython=FILE"])
+
     def test_no_such_path(self):
         self.check("--with-cpython=nowhere", parts=["nowhere"])
 
@@ -177,6 +202,53 @@ class SourceTest(support.FakeTreeTestCase):
                 self.assertIn(f"Dir::State={self.tree}/build/apt", call)
                 self.assertIn(f"Dir::Cache={self.tree}/build/apt", call)
                 self.assertIn("Dir::Etc::SourceParts=-", call)
+
+    def test_series(self):
+        """It stands for its newest release that is listed."""
+        for release in "3.14.9", "3.14.10":
+            self.make_release(release, self.archive.parent)
+        for wanted, release in [("3.14", "3.14.10"), ("3.14.9", "3.14.9"),
+                                ("3.13", self.release)]:
+            with self.subTest(wanted):
+                found = self.tree / f"build/cpython-{release}"
+                self.assertFalse(found.exists())
+                self.configure(f"--with-cpython={wanted}")
+                self.assertTrue(found.exists())
+        self.make()
+
+    def test_archive_in_the_folder_of_sources(self):
+        sources = self.directory / "sources"
+        sources.mkdir()
+        shutil.move(self.archive, sources)
+        self.configure(CPYTHON_SOURCES=str(sources))
+        self.make()
+        # It is in the cache now.
+        self.make("distclean")
+        self.configure()
+
+    def test_wrong_archive_in_the_folder_of_sources(self):
+        sources = self.directory / "sources"
+        support.write(sources / self.archive.name, "something else\n")
+        output = self.configure(CPYTHON_SOURCES=str(sources))
+        self.assertIn(f"{sources}/{self.archive.name}: its SHA-256 is", output)
+
+    def test_tree_in_the_folder_of_sources(self):
+        for name in f"cpython-{self.release}", f"Python-{self.release}":
+            with self.subTest(name):
+                sources = self.directory / f"with-{name}"
+                shutil.copytree(self.source, sources / name)
+                pristine = support.contents(sources / name)
+                self.run_command(self.tree / "build-aux/patchset.sh", "apply",
+                                 sources / name)
+                support.write(sources / name / "Objects/obmalloc.o", "built\n")
+                before = support.contents(sources)
+                output = self.configure(CPYTHON_SOURCES=str(sources))
+                self.assertIn(f"{sources}/{name}: taken", output)
+                self.make()
+                self.assertEqual(support.contents(sources), before)
+                self.assertEqual(support.contents(
+                    self.tree / f"build/cpython-{self.release}"), pristine)
+                self.make("distclean")
 
     def test_known_tarball_by_path(self):
         file = self.directory / "my.tar.xz"

@@ -199,8 +199,7 @@ class MakeTest(support.FakeTreeTestCase):
     def test_dist(self):
         """One patch for each series, each with that series' own hunks."""
         self.add_older_series()
-        with open(self.tree / "build-aux/cpython-releases", "a") as file:
-            file.write("3.13.100 0 Python-3.13.100.tar.xz forky python3.13\n")
+        self.know_more("3.13.100 0 Python-3.13.100.tar.xz forky python3.13")
         (self.tree / "VERSION").write_text("2.1\n")
         (self.tree / "CHANGELOG.rst").write_text(textwrap.dedent("""\
             2.1 (2030-06-07)

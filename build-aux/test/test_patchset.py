@@ -324,13 +324,8 @@ class SeriesTest(support.FakeTreeTestCase):
 
     def know_series(self, *releases):
         """Let these releases be known, beside the pinned one."""
-        with open(self.tree / "build-aux/cpython-releases", "a") as file:
-            for release in releases:
-                file.write(f"{release} 0 Python-{release}.tar.xz - -\n")
-
-    def refuse(self, *words):
-        with open(self.tree / "build-aux/cpython-releases", "a") as file:
-            file.write(f"refused  {'  '.join(words)}\n")
+        self.know_more(*(f"{release} 0 Python-{release}.tar.xz - -"
+                         for release in releases))
 
     def make_variant(self, series, line):
         """Let the patch of that series add the line to obmalloc.c."""
@@ -452,7 +447,7 @@ class SeriesTest(support.FakeTreeTestCase):
 
     def test_refused_releases(self):
         self.know_series("3.14.7", "3.15.7")
-        self.refuse("3.14.0", "3.14.4", "have another engine")
+        self.know_more("refused  3.14.0  3.14.4  have another engine")
         for release in "3.14.0", "3.14.0rc1", "3.14.2", "3.14.4", "3.14.4+":
             self.check_refused(release, "is not supported: "
                                "3.14.0 to 3.14.4 have another engine")
