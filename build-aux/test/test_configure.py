@@ -27,7 +27,7 @@ class ErrorTest(support.FakeTreeTestCase):
         self.check("--with-cpython=3.9.1", parts=["3.9.1", self.release])
 
     def test_unknown_release_of_a_series(self):
-        self.check("--with-cpython=3.13.98", parts=["3.13.98", self.release])
+        self.check("--with-cpython=3.13.9", parts=["3.13.9 is", self.release])
 
     def test_unknown_series(self):
         self.check("--with-cpython=3.12", parts=[
