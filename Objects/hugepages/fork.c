@@ -218,8 +218,11 @@ hugepages_map_copy(void **copy)
 }
 
 /* Room for arenas that threads of other interpreters map while the others are
-   copied: these may come first, though the child does not use them. */
-#define HUGEPAGES_MORE_COPIES 64
+   copied: these may come first, though the child does not use them.  The C
+   tests have less. */
+#ifndef HUGEPAGES_MORE_COPIES
+#  define HUGEPAGES_MORE_COPIES 64
+#endif
 
 /* Copy the arenas on explicit pages, or none if memory does not suffice, or if
    there are more than hugepages_fork.count: then the child exits. */

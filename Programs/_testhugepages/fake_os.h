@@ -40,6 +40,8 @@
 #define ARENA_SIZE ((size_t)1 << 12)
 /* Few, so that the table grows often. */
 #define HUGEPAGES_FIRST_ENTRIES ((size_t)4)
+/* Few, so that a thread can map more. */
+#define HUGEPAGES_MORE_COPIES 2
 
 /* -1, or how many moments are left until the action. */
 static int moments_left = -1;

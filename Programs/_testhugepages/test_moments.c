@@ -234,3 +234,47 @@ TEST_MOMENTS(moments_thread_takes_in_fork,
              DO_FORK_PARENT, DO_FORK_CHILD, THREAD_TAKE, THREAD_TAKE)
 TEST_MOMENTS(moments_thread_gives_in_fork,
              DO_FORK_PARENT, DO_FORK_CHILD, THREAD_GIVE, THREAD_GIVE_TAKE)
+
+static void
+take_more_than_copies(void)
+{
+    has_happened = 1;
+    if (!fake.is_child) {
+        for (int i = 0; i <= HUGEPAGES_MORE_COPIES; i++) {
+            hold(hugepages_take(), 1);
+        }
+    }
+}
+
+/* Another thread maps more arenas than there is room for copies: the child has
+   copies of its own, or exits; the parent keeps all. */
+TEST(moments_thread_takes_many_in_fork)
+{
+    int moments = 0, exits = 0;
+    for (int i = 0; i < 2; i++) {
+        int at = 0;
+        do {
+            /* The thread's come first in the table. */
+            void *arenas[5];
+            begin_with(PYMALLOC_HUGEPAGES_HUGETLB);
+            take_many(arenas, 5);
+            for (int j = 0; j <= HUGEPAGES_MORE_COPIES; j++) {
+                give(arenas[j]);
+            }
+            moment_action = take_more_than_copies;
+            has_happened = 0;
+            moments_left = at++;
+            if (does_exit(fork_as[i])) {
+                exits++;
+                continue;
+            }
+            moments_left = -1;
+            check_state(i);
+            check_chunks();
+            abandon_test();
+        } while (has_happened);
+        moments += at - 1;
+    }
+    CHECK(exits > 0);
+    test_note("%d moments, %d exits", moments, exits);
+}
