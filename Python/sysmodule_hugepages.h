@@ -4,7 +4,6 @@
    says so; nothing else is there then. */
 
 #include "pycore_hugepages.h"     // _PyMem_GetHugePagesStats()
-#include "pycore_obmalloc.h"      // ARENA_SIZE
 
 #ifdef PYMALLOC_USE_HUGEPAGES
 
@@ -72,7 +71,8 @@ sys__pymalloc_hugepages(PyObject *Py_UNUSED(module),
     PyObject *result = Py_BuildValue("{s:O,s:s,s:n}",
                                      "option", Py_True,
                                      "switch", stats.switch_value,
-                                     "arena_size", (Py_ssize_t)ARENA_SIZE);
+                                     "arena_size",
+                                     (Py_ssize_t)PYMEM_HUGEPAGES_ARENA_SIZE);
     for (size_t i = 0; result != NULL && i < PYMEM_HUGEPAGES_TIERS; i++) {
         PyObject *tier = pymalloc_hugepages_tier(&stats.tiers[i]);
         if (tier == NULL

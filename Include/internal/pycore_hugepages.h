@@ -17,6 +17,9 @@ extern "C" {
 #  error "PYMALLOC_USE_HUGEPAGES cannot be used with Py_GIL_DISABLED"
 #endif
 
+/* ARENA_SIZE, which each series defines in another place. */
+#define PYMEM_HUGEPAGES_ARENA_SIZE (2 * 1024 * 1024)
+
 /* pymalloc's arena allocator, in place of stock's (see
    PyObject_SetArenaAllocator()).  Of requests for ARENA_SIZE it chooses the
    pages; memory of any other size is plain.  Return memory that belongs to the

@@ -3,6 +3,7 @@
 
 #include "pycore_hugepages.h"     // _PyMem_HugePagesAlloc()
 
+#include "compat.h"
 #include "hugepages.h"
 #include "stats.c"
 #include "table.c"
@@ -26,24 +27,13 @@
    512 page faults. */
 #define HUGEPAGES_FIRST_ARENAS 2
 
-/* The arenas of the interpreter that asks; NULL if none does. */
-static const struct _obmalloc_mgmt *
-hugepages_current_arenas(void)
-{
-    PyThreadState *tstate = _PyThreadState_GET();
-    if (tstate == NULL || tstate->interp->obmalloc == NULL) {
-        return NULL;
-    }
-    return &tstate->interp->obmalloc->mgmt;
-}
-
 /* Let the kernel put the first arenas of an interpreter on huge pages. */
 static void
-hugepages_promote_first(const struct _obmalloc_mgmt *arenas)
+hugepages_promote_first(const struct _obmalloc_mgmt *mgmt)
 {
-    for (unsigned int i = 0; i < arenas->maxarenas; i++) {
-        if (arenas->arenas[i].address != 0) {
-            hugepages_promote((void *)arenas->arenas[i].address);
+    for (unsigned int i = 0; i < mgmt->maxarenas; i++) {
+        if (mgmt->arenas[i].address != 0) {
+            hugepages_promote((void *)mgmt->arenas[i].address);
         }
     }
 }
@@ -56,14 +46,14 @@ _PyMem_HugePagesAlloc(void *Py_UNUSED(ctx), size_t size)
            a thousand threads 2 GiB. */
         return hugepages_take_plain(size);
     }
-    const struct _obmalloc_mgmt *arenas = hugepages_current_arenas();
-    if (arenas != NULL) {
-        size_t count = arenas->narenas_currently_allocated;
+    const struct _obmalloc_mgmt *mgmt = hugepages_current_arenas();
+    if (mgmt != NULL) {
+        size_t count = mgmt->narenas_currently_allocated;
         if (count < HUGEPAGES_FIRST_ARENAS) {
             return hugepages_take_first();
         }
         if (count == HUGEPAGES_FIRST_ARENAS) {
-            hugepages_promote_first(arenas);
+            hugepages_promote_first(mgmt);
         }
     }
     return hugepages_take();

@@ -32,6 +32,7 @@ typedef ssize_t Py_ssize_t;
 /* No file uses all that it includes. */
 #pragma GCC diagnostic ignored "-Wunused-function"
 
+#include "patchlevel.h"           // PY_VERSION_HEX
 #include "pymacro.h"              // Py_UNUSED(), Py_ARRAY_LENGTH()
 #include "pyatomic.h"             // _Py_atomic_load_ptr_relaxed()
 #include "cpython/pymalloc_hugepages.h"
