@@ -18,10 +18,11 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import time
 import unittest
 from test import support
 from test.support import import_helper, os_helper
-from test.support.script_helper import run_python_until_end
+from test.support.script_helper import interpreter_requires_environment
 
 _testinternalcapi = import_helper.import_module('_testinternalcapi')
 
@@ -518,12 +519,19 @@ class ChildTestCase(unittest.TestCase):
         Its stderr must match the regular expression.  Without a variable for
         its environment the process ignores all of them, by -I.
         """
-        if isolated is not None:
-            env_vars['__isolated'] = isolated
-        result, _ = run_python_until_end(
-            *args, __run_using_command=list(wrapper), **env_vars)
-        out, text = result.out.decode(), result.err.decode(errors='replace')
-        self.assertEqual(result.rc, status, text)
+        ignores_all = not env_vars and not interpreter_requires_environment()
+        if isolated is None:
+            isolated = ignores_all
+        option = ['-I'] if isolated else ['-E'] if ignores_all else []
+        # As test.support.script_helper does it, which has no wrapper in each
+        # series of Python.
+        result = subprocess.run(
+            [*wrapper, sys.executable, '-X', 'faulthandler', *option, *args],
+            env=os.environ | {'TERM': ''} | env_vars, input=b'',
+            capture_output=True)
+        out = result.stdout.decode()
+        text = result.stderr.decode(errors='replace')
+        self.assertEqual(result.returncode, status, text)
         self.assertRegex(text, rf'(?s)\A(?:{err})\Z')
         return out, text
 
@@ -553,7 +561,8 @@ class HugePagesTestCase(ChildTestCase):
         not so, another process may have used the pool, and the call is
         repeated.
         """
-        for _ in support.sleeping_retry(10.0, error=False):
+        for pause in (0, .1, .2, .4, .8, *[1] * 9):
+            time.sleep(pause)
             with hugetlb_pool(pages):
                 result = run(*args, **kwargs)
                 left = available_pages()
