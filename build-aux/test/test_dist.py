@@ -52,7 +52,8 @@ class TakersTest(support.TemporaryDirectoryTestCase):
     def as_cpythons_repository(self):
         """Let the files for Windows have LF in the repository, CRLF outside."""
         dos = [path for path, text in self.pristine.items() if b"\r\n" in text]
-        self.assertIn("PCbuild/build.bat", dos)
+        if "PCbuild/build.bat" in self.pristine:
+            self.assertIn("PCbuild/build.bat", dos)
         (self.source / ".gitattributes").write_text(
             "".join(f"{path} text eol=crlf\n" for path in dos))
         self.commit()
