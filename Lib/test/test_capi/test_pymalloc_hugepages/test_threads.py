@@ -86,6 +86,8 @@ class InterpreterTests(HugePagesTestCase):
                 for interp in interps:
                     run_in(interp, 'objects = fill(4)')
                 report()
+                for interp in interps:
+                    _interpreters.destroy(interp)
             ''', pool=pool))
         for kind in 'hugetlb', 'thp':
             self.assertEqual(created[kind], before[kind])
