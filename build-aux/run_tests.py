@@ -125,7 +125,8 @@ def run_unittest(tally, name, command, **kwargs):
     counts = {"failures": 0, "errors": 0, "skipped": 0,
               "unexpected successes": 0}
     total = None
-    for line in lines[-5:]:
+    # What tests say on standard output may come after unittest's last line.
+    for line in lines[-50:]:
         if match := re.match(r"Ran (\d+) tests? in ", line):
             total = int(match[1])
         elif match := re.match(r"(?:OK|FAILED) \((.*)\)$", line):
