@@ -1,10 +1,27 @@
-"""What run_tests.py makes of a release whose source is not to be had."""
+"""What run_tests.py makes of results, and of a release without a source."""
 
 import re
 import sys
 import unittest
+import unittest.mock
 
 import support
+
+sys.path.insert(0, str(support.TOP / "build-aux"))
+import run_tests
+
+
+class ResultTest(unittest.TestCase):
+
+    def test_lines_after_the_result(self):
+        lines = ["Ran 7 tests in 1.5s\n", "\n", "OK (skipped=2)\n",
+                 *["NOTICE: something\n"] * 9]
+        tally = run_tests.Tally()
+        with unittest.mock.patch.multiple(
+                run_tests, run=lambda command: (0, lines),
+                headline=lambda text: None):
+            run_tests.run_unittest(tally, "tests", ["program"])
+        self.assertEqual((tally.passed, tally.skipped), (5, 2))
 
 
 class MissingReleaseTest(support.FakeTreeTestCase):
