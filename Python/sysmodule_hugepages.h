@@ -72,7 +72,7 @@ sys__pymalloc_hugepages(PyObject *Py_UNUSED(module),
                                      "option", Py_True,
                                      "switch", stats.switch_value,
                                      "arena_size",
-                                     (Py_ssize_t)PYMEM_HUGEPAGES_ARENA_SIZE);
+                                     (Py_ssize_t)stats.arena_size);
     for (size_t i = 0; result != NULL && i < PYMEM_HUGEPAGES_TIERS; i++) {
         PyObject *tier = pymalloc_hugepages_tier(&stats.tiers[i]);
         if (tier == NULL

@@ -17,9 +17,6 @@ extern "C" {
 #  error "PYMALLOC_USE_HUGEPAGES cannot be used with Py_GIL_DISABLED"
 #endif
 
-/* ARENA_SIZE, which each series defines in another place. */
-#define PYMEM_HUGEPAGES_ARENA_SIZE (2 * 1024 * 1024)
-
 /* pymalloc's arena allocator, in place of stock's (see
    PyObject_SetArenaAllocator()).  Of requests for ARENA_SIZE it chooses the
    pages; memory of any other size is plain.  Return memory that belongs to the
@@ -87,6 +84,8 @@ typedef struct {
 typedef struct {
     /* The value of the switch, by name. */
     const char *switch_value;
+    /* In bytes. */
+    size_t arena_size;
     _PyMem_HugePagesTier tiers[PYMEM_HUGEPAGES_TIERS];
 } _PyMem_HugePagesStats;
 

@@ -86,7 +86,7 @@ hugepages_write_stats(void)
         _PyMem_GetHugePagesStats(&stats);
         fprintf(out, "{\"pid\": %ld, \"option\": true, \"switch\": \"%s\", "
                      "\"arena_size\": %zu",
-                (long)getpid(), stats.switch_value, (size_t)ARENA_SIZE);
+                (long)getpid(), stats.switch_value, stats.arena_size);
         for (size_t i = 0; i < PYMEM_HUGEPAGES_TIERS; i++) {
             hugepages_write_tier(out, &stats.tiers[i]);
         }

@@ -36,12 +36,8 @@ hugepages_why_no_thp(const hugepages_system *system)
            ? "transparent huge pages are disabled for this process" : NULL;
 }
 
-static const char *
-hugepages_why_no_plain(const hugepages_system *Py_UNUSED(system))
-{
-    return NULL;
-}
-
+/* Plain memory has no more than names: every system has it, whatever the
+   switch says, and arena.c asks for it last. */
 static const struct {
     /* The key in the statistics, and what they call it for people. */
     const char *name;
@@ -54,12 +50,10 @@ static const struct {
                             hugepages_why_no_explicit},
     [HUGEPAGES_THP] = {"thp", "THP-advised", hugepages_os_map_thp,
                        hugepages_why_no_thp},
-    [HUGEPAGES_PLAIN] = {"plain", "plain", hugepages_os_map_plain,
-                         hugepages_why_no_plain},
+    [HUGEPAGES_PLAIN] = {"plain", "plain", NULL, NULL},
 };
 
-/* A set of tiers has a bit for each.  Plain memory is asked for whether it is
-   in a set or not. */
+/* A set of tiers has a bit for each but plain memory. */
 #define HUGEPAGES_BIT(kind) ((uint32_t)1 << (kind))
 
 /* What each value of the switch allows. */
@@ -117,9 +111,10 @@ hugepages_usable(void)
 static const char *
 hugepages_why_unusable(hugepages_kind kind)
 {
-    if (kind != HUGEPAGES_PLAIN
-        && !(hugepages_allowed() & HUGEPAGES_BIT(kind)))
-    {
+    if (kind == HUGEPAGES_PLAIN) {
+        return NULL;
+    }
+    if (!(hugepages_allowed() & HUGEPAGES_BIT(kind))) {
         return "the switch leaves it out";
     }
     if (_Py_atomic_load_uint32_relaxed(&hugepages_state.refused)
@@ -169,7 +164,7 @@ static void
 hugepages_scan(void)
 {
     hugepages_os_scan(&hugepages_state.system);
-    for (hugepages_kind kind = 0; kind < HUGEPAGES_KINDS; kind++) {
+    for (hugepages_kind kind = 0; kind < HUGEPAGES_PLAIN; kind++) {
         if (hugepages_tiers[kind].why_impossible(&hugepages_state.system)
             != NULL)
         {
@@ -205,6 +200,7 @@ _PyMem_GetHugePagesStats(_PyMem_HugePagesStats *stats)
 {
     int value = _Py_atomic_load_int_relaxed(&hugepages_state.switch_value);
     stats->switch_value = hugepages_switch[value].name;
+    stats->arena_size = ARENA_SIZE;
     for (hugepages_kind kind = 0; kind < HUGEPAGES_KINDS; kind++) {
         _PyMem_HugePagesTier *tier = &stats->tiers[kind];
         hugepages_copy_counts(&hugepages_stats.kinds[kind], tier);
