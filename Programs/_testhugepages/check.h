@@ -61,8 +61,8 @@ extern int test_passed_count, test_failed_count, test_skipped_count;
 /* Nonzero if this process is the only program of a machine. */
 extern int test_owns_machine;
 
-/* How often to do what is done this many times: less often in such a machine,
-   which is slow for want of acceleration. */
+/* How often to repeat what a test repeats count times: fewer times in such a
+   machine, which is slow for want of acceleration. */
 extern int test_rounds(int count);
 
 // --- checks -----------------------------------------------------------------
