@@ -36,9 +36,9 @@
 
    - Sizes are in bytes.  Alignment means that of the address.  ARENA_SIZE is
      pycore_obmalloc.h's, or that of the C tests.
-   - A mapping is readable, writable, private, zeroed, and belongs to the
-     caller, who returns it with hugepages_os_unmap() and the size it was
-     asked with.
+   - A mapping is readable, writable, private, zeroed (but for the first eight
+     bytes of explicit pages), and belongs to the caller, who returns it with
+     hugepages_os_unmap() and the size it was asked with.
    - A call that fails has changed nothing: what it mapped on the way is
      unmapped again, and no signal is raised, now or at the first access.
    - Any thread may call at any time, and so may a handler of a signal.  No

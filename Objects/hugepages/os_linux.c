@@ -8,7 +8,6 @@
 #include <fcntl.h>                // open()
 #include <stdint.h>               // uintptr_t
 #include <stdlib.h>               // strtoll()
-#include <string.h>               // memset()
 #include <sys/mman.h>             // mmap()
 #include <sys/prctl.h>            // prctl()
 #include <sys/syscall.h>          // SYS_rt_sigprocmask
@@ -120,7 +119,8 @@ hugepages_linux_mmap(void *where, size_t size, int flags, void **address)
    Before Linux 5.14 there is no MADV_POPULATE_WRITE.  There the kernel is made
    to write into the page on behalf of another system call, one that changes
    nothing: it stores the signal mask, and answers EFAULT if the page cannot be
-   had. */
+   had.  The mask stays in the page: a signal handler may have forked since,
+   and then a write of the child could end in SIGBUS. */
 static int
 hugepages_linux_prove(void *address, size_t size)
 {
@@ -132,12 +132,8 @@ hugepages_linux_prove(void *address, size_t size)
     if (hugepages_linux_result(errno) != HUGEPAGES_NEVER) {
         return errno;
     }
-    if (syscall(SYS_rt_sigprocmask, 0, NULL, address, kernel_sigset_size) != 0)
-    {
-        return errno;
-    }
-    memset(address, 0, kernel_sigset_size);
-    return 0;
+    return syscall(SYS_rt_sigprocmask, 0, NULL, address, kernel_sigset_size)
+           == 0 ? 0 : errno;
 }
 
 static hugepages_result

@@ -89,6 +89,8 @@ test_fail(const char *file, int line, const char *format, ...)
         printf("\n  %s:%d: ", file, line);
         (void)vprintf(format, arguments);
         va_end(arguments);
+        /* Who fails may be a child that a signal ends. */
+        (void)fflush(stdout);
     }
 }
 
