@@ -13,8 +13,8 @@ begin() {
     root=$(cd "$(dirname "$1")/../.." && pwd) || exit 2
     cpython=$2
     if [ ! -f "$cpython/Include/cpython/pyatomic.h" ]; then
-        echo "$me: $cpython is not the source of CPython 3.13:" \
-             "it has no Include/cpython/pyatomic.h" >&2
+        echo "$me: $cpython has no Include/cpython/pyatomic.h:" \
+             "give the source of CPython 3.13 or later" >&2
         exit 2
     fi
     mkdir -p "$3" && output=$(cd "$3" && pwd) || exit 2
