@@ -326,6 +326,23 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
                 self.assert_one_error(output, "no directory given")
 
 
+class RivalTest(support.TemporaryDirectoryTestCase):
+    """A patch for a build that the benchmark compares with."""
+
+    def test_fits(self):
+        patch = (TOP / "Tools/pymalloc_hugepages/bench/rivals"
+                 / "unaligned-2mib.diff")
+        pristine = support.source_of(support.UNPATCHED)
+        for path in re.findall(r"(?m)^--- a/(.+)", patch.read_text()):
+            (self.directory / path).parent.mkdir(parents=True)
+            shutil.copy2(pristine / path, self.directory / path)
+        before = support.contents(self.directory)
+        self.run_command("git", "apply", patch, GIT_DIR="/dev/null")
+        after = support.contents(self.directory)
+        for path, text in before.items():
+            self.assertNotEqual(after[path], text, path)
+
+
 class SeriesTest(support.FakeTreeTestCase):
     """A series' own patch stands in for the plain one, which is for 3.13."""
 
