@@ -63,4 +63,12 @@ struct _obmalloc_mgmt {
                                     narenas_currently_allocated})
 #endif
 
+/* Since 3.15 /proc/PID/maps says what pymalloc has mapped, in debug builds and
+   in development mode. */
+#if PY_VERSION_HEX >= 0x030f0000
+#  include "pycore_mmap.h"        // _PyAnnotateMemoryMap()
+#else
+#  define _PyAnnotateMemoryMap(address, size, name) ((void)0)
+#endif
+
 #endif /* !Py_HUGEPAGES_COMPAT_H */

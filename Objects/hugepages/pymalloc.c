@@ -38,8 +38,8 @@ hugepages_promote_first(const struct _obmalloc_mgmt *mgmt)
     }
 }
 
-void *
-_PyMem_HugePagesAlloc(void *Py_UNUSED(ctx), size_t size)
+static void *
+hugepages_take_for_pymalloc(size_t size)
 {
     if (size != ARENA_SIZE) {
         /* The data stack of a thread, 16 KiB: a huge page for each would cost
@@ -57,6 +57,16 @@ _PyMem_HugePagesAlloc(void *Py_UNUSED(ctx), size_t size)
         }
     }
     return hugepages_take();
+}
+
+void *
+_PyMem_HugePagesAlloc(void *Py_UNUSED(ctx), size_t size)
+{
+    void *ptr = hugepages_take_for_pymalloc(size);
+    if (ptr != NULL) {
+        (void)_PyAnnotateMemoryMap(ptr, size, "cpython:pymalloc");
+    }
+    return ptr;
 }
 
 void

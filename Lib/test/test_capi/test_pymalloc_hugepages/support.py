@@ -21,13 +21,10 @@ import textwrap
 import time
 import unittest
 from test import support
-from test.support import import_helper, os_helper
+from test.support import os_helper
 from test.support.script_helper import interpreter_requires_environment
 
-_testinternalcapi = import_helper.import_module('_testinternalcapi')
-
-HUGEPAGES_BUILD = ('pymalloc_hugepages'
-                   in _testinternalcapi.get_configs()['config'])
+HUGEPAGES_BUILD = sys._pymalloc_hugepages()['option']
 
 ENV_VAR = 'PYTHON_PYMALLOC_HUGEPAGES'
 
