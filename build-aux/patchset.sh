@@ -92,6 +92,18 @@ why_not() {
     done
 }
 
+# unbuilt RELEASE: a warning if nobody has built any release of its series
+unbuilt() {
+    series=$(series_of "$1")
+    if awk -v series="$series." '
+        index($1, series) == 1 { known++ }
+        $1 == "untried" && index($2, series) == 1 { untried++ }
+        END { exit !known || known != untried }' "$releases"
+    then
+        echo "nobody has built or tested it with CPython $series yet: see docs/cpython-$series.rst"
+    fi
+}
+
 # release_of DIR: its release, or an error if it is no supported CPython
 release_of() {
     test -n "$1" || die "no directory given: name a CPython source tree"
@@ -193,6 +205,7 @@ write_dated_patch() {
     else
         date=$(sed -n "s/^$version (\(.*\))\$/\1/p" "$root/CHANGELOG.rst")
     fi
+    note=$(unbuilt "$1" | sed 's/^n/N/')
     cat <<EOF
 From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
 From: pymalloc-hugepages maintainers <maintainers@pymalloc-hugepages.invalid>
@@ -212,7 +225,8 @@ where 512 plain pages take 512 of each.  So each arena is one huge page: of
 the kernel's pool, or a transparent one; or else it has plain pages.
 Pymalloc then serves blocks of up to 1,024 bytes.
 
-This is version $version of pymalloc-hugepages for CPython $1.
+This is version $version of pymalloc-hugepages for CPython $1.${note:+
+$note.}
 ---
 EOF
     write_patch "$1"
@@ -291,6 +305,7 @@ apply() {
         check_places - "$1" "$more_context"
         try "$1" || die "$1: $(why)"
         echo "$1: applied the patch set to CPython $release"
+        unbuilt "$release" | sed "s|^|$1: |"
     else
         die "$1: the patch set does not fit this CPython $release, and nothing was changed: $(why)"
     fi
