@@ -1,4 +1,4 @@
-"""The parts of hugepages.py, the command in the folder above.
+"""The parts of pymalloc-hugepages; hugepages.py in the folder above starts it.
 
 system.py and windows.py find out what the system offers, verdict.py decides
 what that means for arenas, process.py looks at a running process, malloc.py
@@ -6,6 +6,14 @@ has the C library's settings for large buffers; the other modules are the
 commands.
 """
 
+import os
+import sys
+
+
+VERSION = "1.0"             # that of the file VERSION of the source
+
+# What the tool may be called by: where it lies, installed, as one file.
+NAMES = ("hugepages.py", "pymalloc-hugepages", "pymalloc-hugepages.pyz")
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -21,6 +29,12 @@ class ToolError(Exception):
     def __init__(self, message, status=2):
         super().__init__(message)
         self.status = status
+
+
+def program():
+    """The name that this tool was called by."""
+    called = os.path.basename(sys.argv[0])
+    return called if called in NAMES else NAMES[0]
 
 
 def mib(size):

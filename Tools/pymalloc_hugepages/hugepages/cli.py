@@ -1,4 +1,4 @@
-"""The command line of hugepages.py.
+"""The command line.
 
 The modules of the commands are imported when they are called: status without
 a process works on systems that lack what the others need.
@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 
-from . import ToolError
+from . import VERSION, ToolError, program
 
 
 DESCRIPTION = """\
@@ -17,14 +17,14 @@ For interpreters built --with-pymalloc-hugepages."""
 
 EPILOG = """\
 examples:
-  hugepages.py status                     what this system offers
-  hugepages.py status 1234                what process 1234 has
-  hugepages.py status app.py --watch      the same, again and again
-  sudo hugepages.py reserve 128           128 huge pages, until reboot
-  sudo hugepages.py reserve 128 --persist and at each boot
-  hugepages.py reserve --dry-run --for python app.py
-  hugepages.py run -- python app.py       run it, then one line of figures
-  hugepages.py run --malloc -- python server.py
+  what this system offers:           %(prog)s status
+  what process 1234 has:             %(prog)s status 1234
+  the same, again and again:         %(prog)s status app.py --watch
+  256 MiB of huge pages, now:        sudo %(prog)s reserve 256M
+  now and at each boot:              sudo %(prog)s reserve 256M --persist
+  how many does a program need?      %(prog)s reserve --dry-run --for app
+  run it, then one line of figures:  %(prog)s run -- python app.py
+  the same, with large buffers:      %(prog)s run --malloc -- app
 
 exit status:
   0    what was asked for holds: an interpreter started now would get huge
@@ -37,7 +37,7 @@ exit status:
   run has the status of the command, 128+N if signal N ended it, 126 if it
   cannot be executed, 127 if there is no such command.
 
-hugepages/hugepages.1 is the manual page: man -l hugepages/hugepages.1
+The manual page, pymalloc-hugepages(1), has more.
 """
 
 STATUS = """\
@@ -79,6 +79,13 @@ class Parser(argparse.ArgumentParser):
         raise ToolError(f"{message}; see: {self.prog} --help")
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser, *_):
+        # argparse's own is silent about errors of writing, too.
+        print("pymalloc-hugepages", VERSION)
+        parser.exit()
+
+
 def _add_json(parser, default):
     parser.add_argument("--json", action="store_true", default=default,
                         help="print JSON")
@@ -87,8 +94,9 @@ def _add_json(parser, default):
 def make_parser():
     """The parser, and a dict of the commands' parsers by name."""
     from . import process, reserve, run
-    parser = Parser(prog="hugepages.py", description=DESCRIPTION,
-                    epilog=EPILOG)
+    parser = Parser(prog=program(), description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action=_Version, nargs=0,
+                        help="show the version")
     _add_json(parser, False)
     commands = parser.add_subparsers(dest="verb", metavar="COMMAND",
                                      required=True)
@@ -164,7 +172,7 @@ def _select(options):
         what = ("status of a process" if options.verb == "status"
                 else options.verb)
         raise ToolError(f"{what} is for Linux; on this system there is: "
-                        "hugepages.py status")
+                        f"{program()} status")
     from . import process, reserve, run
     return {"status": process, "reserve": reserve, "run": run}[options.verb]
 
@@ -210,4 +218,4 @@ def main(args=None):
 def complain(problem):
     if sys.stderr is None:          # closed; print() would take stdout
         return
-    print(f"hugepages.py: {problem}", file=sys.stderr)
+    print(f"{program()}: {problem}", file=sys.stderr)

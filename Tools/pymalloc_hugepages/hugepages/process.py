@@ -28,7 +28,7 @@ import sys
 import time
 import typing
 
-from . import ARENA_SIZE, KIB, MIB, ToolError, mib, plural
+from . import ARENA_SIZE, KIB, MIB, ToolError, mib, plural, program
 
 
 # How many arenas of an interpreter are plain memory at first
@@ -76,10 +76,10 @@ def _explain(pid):
 def own_command():
     """How this tool was called, to be put into advice."""
     called = sys.argv[0] or ""
-    if os.path.basename(called) != "hugepages.py":
-        return "hugepages.py"
-    if called == "hugepages.py" and os.path.exists(called):
-        called = "./hugepages.py"       # it need not be in PATH
+    if os.path.basename(called) != program():
+        return program()
+    if called == program() and os.path.exists(called):
+        called = f"./{called}"          # it need not be in PATH
     return shlex.quote(called)
 
 
@@ -632,7 +632,7 @@ def _show_once(pids, options):
     problems = [problem for problem in problems
                 if not isinstance(problem, ProcessGone)]
     for problem in problems:
-        print(f"hugepages.py: {problem}", file=sys.stderr)
+        print(f"{program()}: {problem}", file=sys.stderr)
     return max([report.status for report in reports] + [2] * bool(problems))
 
 

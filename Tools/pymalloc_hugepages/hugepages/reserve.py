@@ -21,10 +21,9 @@ import typing
 from . import ARENA_SIZE, KIB, ToolError, mib, process, run
 
 
-USAGE = ("hugepages.py reserve [-h] [--json] [--persist] [--shrink] "
-         "[--dry-run] N\n"
-         "       hugepages.py reserve [-h] [--json] [--persist] [--dry-run]\n"
-         "                            --for COMMAND [ARGUMENT ...]")
+USAGE = ("%(prog)s [-h] [--json] [--persist] [--shrink] [--dry-run] N\n"
+         "       %(prog)s [-h] [--json] [--persist] [--dry-run]\n"
+         "           --for COMMAND [ARGUMENT ...]")
 
 _POOL = f"sys/kernel/mm/hugepages/hugepages-{ARENA_SIZE // KIB}kB"
 _COMPACT = "proc/sys/vm/compact_memory"

@@ -23,7 +23,7 @@ import threading
 import time
 import typing
 
-from . import ToolError, malloc, plural, process
+from . import ToolError, malloc, plural, process, program
 
 
 MODES = ("on", "thp", "hugetlb", "off")
@@ -31,9 +31,8 @@ SWITCH = "PYTHON_PYMALLOC_HUGEPAGES"
 STATISTICS = "PYTHON_PYMALLOC_HUGEPAGES_STATS"
 TIERS = ("hugetlb", "thp", "plain")
 
-USAGE = ("hugepages.py run [-h] [--json] [--mode {on,thp,hugetlb,off}] "
-         "[--malloc]\n"
-         "                        [--output FILE] [--] COMMAND [ARGUMENT ...]")
+USAGE = ("%(prog)s [-h] [--json] [--mode {on,thp,hugetlb,off}] [--malloc]\n"
+         "           [--output FILE] [--] COMMAND [ARGUMENT ...]")
 
 # Options that take a value: cli.py must know where the command begins.
 VALUE_OPTIONS = ("--mode", "--output")
@@ -463,11 +462,11 @@ def main(options):
                 raise ToolError(f"cannot write {options.output!r}: "
                                 f"{error.strerror}") from None
         if settings is not None and not options.json:
-            _say(f"hugepages.py: {settings.as_line()}", output)
+            _say(f"{program()}: {settings.as_line()}", output)
         outcome = execute(options.command, options.mode,
                           malloc_settings=settings)
         _say(json.dumps(as_dict(outcome)) if options.json
-             else f"hugepages.py: {as_line(outcome)}", output)
+             else f"{program()}: {as_line(outcome)}", output)
     return outcome.status
 
 

@@ -8,12 +8,12 @@ import sys
 import unittest
 from unittest import mock
 
-from hugepages import cli, run
+from hugepages import NAMES, VERSION, cli, process, program, run
 
 from .support import PACKAGE, TOOL, TestCase, requires_linux
 
 
-MANUAL = PACKAGE / "hugepages.1"
+MANUAL = PACKAGE / "pymalloc-hugepages.1"
 
 
 class CommandLineTests(TestCase):
@@ -96,6 +96,25 @@ class CommandLineTests(TestCase):
             out, _ = self.tool(command, "--help")
             self.assertIn("--json", out)
             self.assertLessEqual(max(map(len, out.splitlines())), 80)
+
+    def test_version(self):
+        self.assertEqual(self.tool("--version"),
+                         (f"pymalloc-hugepages {VERSION}\n", ""))
+        with open(PACKAGE.parents[2] / "VERSION") as file:
+            self.assertEqual(file.read().strip(), VERSION)
+
+    def test_calls_itself_what_it_is_called(self):
+        for name in NAMES:
+            with mock.patch.object(sys, "argv", [f"/opt/bin/{name}"]):
+                self.assertEqual(program(), name)
+                self.assertEqual(process.own_command(), f"/opt/bin/{name}")
+                self.assertRegex(self.main("nonsense")[2],
+                                 rf"\A{name}: .*; see: {name} --help\n\Z")
+                help_text = cli.make_parser()[0].format_help()
+                self.assertIn(f"  {name} run -- python", help_text)
+                self.assertNotIn("%(", help_text)
+        with mock.patch.object(sys, "argv", ["python -m unittest"]):
+            self.assertEqual(process.own_command(), "hugepages.py")
 
     @requires_linux
     def test_runs_from_anywhere(self):
