@@ -58,10 +58,10 @@ none (it ran with -E or -I, or ended by os._exit(), exec() or a signal) are
 sampled from outside, as the line then says."""
 
 RESERVE = """\
-Put N huge pages of 2 MiB into the kernel's pool, those in use included.  With
---for, run a command to find out how many pages it needs (its first arenas need
-none), and put in until that many are free.  Leave a larger pool alone.  Needs
-root."""
+Put huge pages of 2 MiB into the kernel's pool: until it has PAGES, or SIZE,
+those in use included.  With --for, run a command to find out how many pages it
+needs (its first arenas need none), and put in until that many are free.  Leave
+a larger pool alone.  Needs root."""
 
 
 class Parser(argparse.ArgumentParser):

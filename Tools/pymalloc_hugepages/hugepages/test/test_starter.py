@@ -14,8 +14,8 @@ from .support import TOOL, TestCase
 # annotations, what only "raise" and "print" of one of them take.
 OLD_SYNTAX = """
     Module Expr Import ImportFrom alias FunctionDef arguments arg Call Name
-    Attribute Constant Tuple Subscript Slice Load BinOp Mod Compare Eq Lt NotIn
-    If Try ExceptHandler Raise
+    Attribute Constant Tuple Subscript Slice Load BinOp Mod Compare Eq Lt
+    NotIn If Try ExceptHandler Raise
 """.split()
 
 
@@ -28,8 +28,8 @@ class StarterTests(TestCase):
 
     def test_old_version(self):
         program = ("import runpy, sys; sys.version_info = (3, 8, 19, 'final', "
-                   f"0); sys.argv = ['hugepages.py']; runpy.run_path({TOOL!r}, "
-                   "run_name='__main__')")
+                   "0); sys.argv = ['hugepages.py']; runpy.run_path("
+                   f"{TOOL!r}, run_name='__main__')")
         self.start(sys.executable, "-c", program, status=2,
                    pattern="needs Python 3.9 or later; this is 3.8.19")
 
