@@ -60,8 +60,9 @@ sampled from outside, as the line then says."""
 RESERVE = """\
 Put huge pages of 2 MiB into the kernel's pool: until it has PAGES, or SIZE,
 those in use included.  With --for, run a command to find out how many pages it
-needs (its first arenas need none), and put in until that many are free.  Leave
-a larger pool alone.  Needs root."""
+needs (its first arenas need none), and put in until that many are free; called
+by sudo, the command is run as the user who called it.  Leave a larger pool
+alone.  Needs root."""
 
 
 class Parser(argparse.ArgumentParser):

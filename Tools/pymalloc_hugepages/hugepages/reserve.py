@@ -14,7 +14,7 @@ import re
 import shlex
 import sys
 
-from . import ARENA_SIZE, ToolError, mib, persist, plural, process, run
+from . import ARENA_SIZE, ToolError, mib, persist, plural, process, run, sudo
 from .pool import (
     NODES, check_memory, check_node, check_permission, pool_name, read_pool,
     resize)
@@ -134,16 +134,20 @@ def parse_pages(text):
 
 def _measure(options):
     """Run the command.  Return what goes into the result about it."""
+    user = sudo.find_caller()
     # With --json, stdout is for JSON only.
-    outcome = run.execute(options.command, "on", 2 if options.json else None)
+    outcome = run.execute(options.command, "on", 2 if options.json else None,
+                          user=user)
     needed = count_needed(outcome)
     return {"needed": needed, "margin": margin(needed),
-            **run.as_dict(outcome)}
+            "user": user and user.name, **run.as_dict(outcome)}
 
 
 def _say_needed(measured):
     yield (f"{shlex.join(measured['command'])} needs {measured['needed']:,} "
            f"huge pages, and {measured['margin']:,} to be sure.")
+    if measured["user"] is not None:
+        yield f"It ran as {measured['user']}, who called sudo."
     if measured["status"] != 0:
         yield (f"It ended with status {measured['status']}: this is what it "
                "needed until then.")

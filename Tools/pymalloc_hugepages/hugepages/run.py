@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -285,13 +286,37 @@ def _wait(pid, signals):
                 os.kill(pid, info.si_signo)     # not sudo's, for example
 
 
-def execute(command, mode, stdout=None, malloc_settings=None):
+def _start(command, variables, stdout, mask, user):
+    """Start a command; return its PID."""
+    environment = {**os.environ, **variables}
+    if user is None:
+        # Python ignores SIGPIPE and SIGXFSZ; programs do not expect that.
+        return os.posix_spawnp(
+            command[0], command, environment, setsigmask=mask,
+            file_actions=([] if stdout is None
+                          else [(os.POSIX_SPAWN_DUP2, stdout, 1)]),
+            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+
+    def prepare():
+        user.become()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    # posix_spawn() cannot change the user.  Popen does a little more work in
+    # the child, which counts as the command's, and sets the same signals.
+    child = subprocess.Popen(command, env=environment, stdout=stdout,
+                             close_fds=False, preexec_fn=prepare)
+    child.returncode = 0            # who calls waits for it
+    return child.pid
+
+
+def execute(command, mode, stdout=None, malloc_settings=None, user=None):
     """Run a command to its end.  Return Outcome.
 
     It inherits what this process has: standard streams, other descriptors,
     environment, except for the switch, STATISTICS and what malloc_settings, a
     malloc.Settings, has.  stdout is a descriptor that it gets instead of its
-    standard output.  Raise ToolError if it cannot be started.
+    standard output, user the sudo.User that it runs as.  Raise ToolError if it
+    cannot be started.
     """
     # A process in the background of a script is not to be stopped by Ctrl-C,
     # nor is one under nohup by SIGHUP: such signals stay ignored.
@@ -300,16 +325,16 @@ def execute(command, mode, stdout=None, malloc_settings=None):
     # Where it is ignored, which is inherited, children cannot be waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signals.add(signal.SIGCHLD)
-    variables = malloc_settings.variables if malloc_settings else {}
-    file_actions = []
-    if stdout is not None:
-        file_actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
+    variables = {**(malloc_settings.variables if malloc_settings else {}),
+                 **(user.variables if user else {}), SWITCH: mode}
     with contextlib.ExitStack() as stack:
         try:
             # A directory: a process that outlives the command cannot make the
             # file again when that is gone.
             directory = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="hugepages-"))
+            if user is not None:
+                os.chown(directory, user.uid, user.gid)
         except OSError as error:
             raise ToolError("cannot make a temporary directory: "
                             f"{error.strerror}; set TMPDIR") from None
@@ -317,12 +342,8 @@ def execute(command, mode, stdout=None, malloc_settings=None):
         old_mask = stack.enter_context(_blocked(signals))
         started = time.monotonic()
         try:
-            # Python ignores SIGPIPE and SIGXFSZ; programs do not expect that.
-            pid = os.posix_spawnp(
-                command[0], command,
-                {**os.environ, **variables, SWITCH: mode, STATISTICS: path},
-                file_actions=file_actions, setsigmask=old_mask,
-                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+            pid = _start(command, {**variables, STATISTICS: path}, stdout,
+                         old_mask, user)
         except OSError as error:
             raise start_error(command, error) from None
         except ValueError as error:

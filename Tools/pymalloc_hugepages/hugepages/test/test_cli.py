@@ -172,7 +172,7 @@ class CommandLineTests(TestCase):
         # The library's own modules must not believe that this is Windows.
         program = f"""
 import argparse, contextlib, dataclasses, json, os, re, shlex, shutil, signal
-import sys, tempfile, threading, time, typing
+import subprocess, sys, tempfile, threading, time, typing
 for name in "geteuid", "fchmod", "posix_spawnp", "wait4", "WNOHANG":
     delattr(os, name)
 for name in ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGPIPE",
