@@ -87,6 +87,27 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+class _Completion(argparse.Action):
+    def __call__(self, parser, namespace, shell, *_):
+        try:
+            import shtab
+            # Before 1.5.6 it offered the first of several words only.
+            is_new = [*map(int, shtab.__version__.split(".")[:3])] >= [1, 5, 6]
+        except (ImportError, ValueError):
+            is_new = False
+        if not is_new:
+            raise ToolError("--completion needs the Python package shtab, "
+                            "1.5.6 or later: pip install shtab, or "
+                            "python3-shtab of Debian 13")
+        parser, commands = make_parser()
+        for each in commands.values():
+            for action in each._actions:
+                if action.metavar in ("COMMAND", "FILE"):
+                    action.complete = shtab.FILE
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
 def _add_json(parser, default):
     parser.add_argument("--json", action="store_true", default=default,
                         help="print JSON")
@@ -98,6 +119,10 @@ def make_parser():
     parser = Parser(prog=program(), description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action=_Version, nargs=0,
                         help="show the version")
+    parser.add_argument("--completion", choices=("bash", "zsh"),
+                        action=_Completion,
+                        help="print what completes the tool's arguments in a "
+                        "shell (needs shtab)")
     _add_json(parser, False)
     commands = parser.add_subparsers(dest="verb", metavar="COMMAND",
                                      required=True)

@@ -103,6 +103,14 @@ class CommandLineTests(TestCase):
         with open(PACKAGE.parents[2] / "VERSION") as file:
             self.assertEqual(file.read().strip(), VERSION)
 
+    def test_completion_needs_shtab(self):
+        for shtab in None, mock.Mock(__version__="1.5.5"):
+            with mock.patch.dict(sys.modules, shtab=shtab):
+                self.assertRegex(
+                    self.main("--completion", "bash")[2],
+                    r"\A.* needs the Python package shtab, 1.5.6 or .*\n\Z")
+        self.refuse("--completion", "fish", pattern="invalid choice: 'fish'")
+
     def test_calls_itself_what_it_is_called(self):
         for name in NAMES:
             with mock.patch.object(sys, "argv", [f"/opt/bin/{name}"]):
