@@ -18,8 +18,9 @@ For interpreters built --with-pymalloc-hugepages."""
 EPILOG = """\
 examples:
   hugepages.py status                     what this system offers
-  hugepages.py status 1234                what process 1234 has
+  hugepages.py status 1234                what 1234 and its children have
   hugepages.py status app.py --watch      the same, again and again
+  hugepages.py status app.service --format openmetrics
   sudo hugepages.py reserve 128           128 huge pages, until reboot
   sudo hugepages.py reserve 128 --persist and at each boot
   hugepages.py reserve --dry-run --for python app.py
@@ -28,7 +29,7 @@ examples:
 
 exit status:
   0    what was asked for holds: an interpreter started now would get huge
-       pages; each process shown has some; all pages are reserved
+       pages; the processes shown have some; all pages are reserved
   1    it does not, and the output says why
   2    bad arguments, or it could not be found out or done; one line on stderr
        says why, and what to do
@@ -41,9 +42,10 @@ hugepages/hugepages.1 is the manual page: man -l hugepages/hugepages.1
 """
 
 STATUS = """\
-Say what this system offers to arenas, with a verdict and a command that
-improves it.  With PID or NAME, say what of a process's arenas is on huge pages
-now, from /proc/PID/smaps."""
+Say what this system offers to arenas, with a verdict and, where that would
+help, a command that improves it.  With PID, NAME or UNIT, say what of the
+arenas of these processes is on huge pages now, and what memory they have, one
+process a line."""
 
 RUN = """\
 Run a command with the switch set.  At its end print one line: the peak number
@@ -86,7 +88,7 @@ def _add_json(parser, default):
 
 def make_parser():
     """The parser, and a dict of the commands' parsers by name."""
-    from . import process, reserve, run
+    from . import reserve, run, service_status
     parser = Parser(prog="hugepages.py", description=DESCRIPTION,
                     epilog=EPILOG)
     _add_json(parser, False)
@@ -106,7 +108,7 @@ def make_parser():
     for each in parsers.values():
         # The default of the whole command line must survive.
         _add_json(each, argparse.SUPPRESS)
-    process.add_arguments(parsers["status"])
+    service_status.add_arguments(parsers["status"])
     reserve.add_arguments(parsers["reserve"])
     run.add_arguments(parsers["run"])
     return parser, parsers
@@ -154,7 +156,8 @@ def parse_arguments(args):
 
 def _select(options):
     """The module whose main() does what is asked for."""
-    if options.verb == "status" and options.process is None:
+    if (options.verb == "status" and options.process is None
+            and options.cgroup is None):
         if options.watch is not None:
             raise ToolError("status --watch: no process to watch; give it "
                             "first: status PID --watch")
@@ -165,8 +168,9 @@ def _select(options):
                 else options.verb)
         raise ToolError(f"{what} is for Linux; on this system there is: "
                         "hugepages.py status")
-    from . import process, reserve, run
-    return {"status": process, "reserve": reserve, "run": run}[options.verb]
+    from . import reserve, run, service_status
+    return {"status": service_status, "reserve": reserve,
+            "run": run}[options.verb]
 
 
 def _leave_stdout():
