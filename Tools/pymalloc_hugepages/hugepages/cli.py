@@ -18,8 +18,9 @@ For interpreters built --with-pymalloc-hugepages."""
 EPILOG = """\
 examples:
   what this system offers:           %(prog)s status
-  what process 1234 has:             %(prog)s status 1234
+  what 1234 and its children have:   %(prog)s status 1234
   the same, again and again:         %(prog)s status app.py --watch
+  the same, as data:                 %(prog)s status app --json
   256 MiB of huge pages, now:        sudo %(prog)s reserve 256M
   now and at each boot:              sudo %(prog)s reserve 256M --persist
   how many does a program need?      %(prog)s reserve --dry-run --for app
@@ -28,7 +29,7 @@ examples:
 
 exit status:
   0    what was asked for holds: an interpreter started now would get huge
-       pages; each process shown has some; all pages are reserved
+       pages; the processes shown have some; all pages are reserved
   1    it does not, and the output says why
   2    bad arguments, or it could not be found out or done; one line on stderr
        says why, and what to do
@@ -41,9 +42,10 @@ The manual page, pymalloc-hugepages(1), has more.
 """
 
 STATUS = """\
-Say what this system offers to arenas, with a verdict and a command that
-improves it.  With PID or NAME, say what of a process's arenas is on huge pages
-now, from /proc/PID/smaps."""
+Say what this system offers to arenas, with a verdict and, where that would
+help, a command that improves it.  With PID, NAME or UNIT, say what of the
+arenas of these processes is on huge pages now, and what memory they have, one
+process a line."""
 
 RUN = """\
 Run a command with the switch set.  At its end print one line: the peak number
@@ -115,7 +117,7 @@ def _add_json(parser, default):
 
 def make_parser():
     """The parser, and a dict of the commands' parsers by name."""
-    from . import process, reserve, run
+    from . import reserve, run, service_status
     parser = Parser(prog=program(), description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action=_Version, nargs=0,
                         help="show the version")
@@ -140,7 +142,7 @@ def make_parser():
     for each in parsers.values():
         # The default of the whole command line must survive.
         _add_json(each, argparse.SUPPRESS)
-    process.add_arguments(parsers["status"])
+    service_status.add_arguments(parsers["status"])
     reserve.add_arguments(parsers["reserve"])
     run.add_arguments(parsers["run"])
     return parser, parsers
@@ -188,7 +190,8 @@ def parse_arguments(args):
 
 def _select(options):
     """The module whose main() does what is asked for."""
-    if options.verb == "status" and options.process is None:
+    if (options.verb == "status" and options.process is None
+            and options.cgroup is None):
         if options.watch is not None:
             raise ToolError("status --watch: no process to watch; give it "
                             "first: status PID --watch")
@@ -199,8 +202,9 @@ def _select(options):
                 else options.verb)
         raise ToolError(f"{what} is for Linux; on this system there is: "
                         f"{program()} status")
-    from . import process, reserve, run
-    return {"status": process, "reserve": reserve, "run": run}[options.verb]
+    from . import reserve, run, service_status
+    return {"status": service_status, "reserve": reserve,
+            "run": run}[options.verb]
 
 
 def _leave_stdout():

@@ -8,13 +8,13 @@ pool that is large enough is left alone; only --shrink makes one smaller.  With
 """
 
 import dataclasses
-import json
 import os
 import re
 import shlex
 import sys
 
-from . import ARENA_SIZE, ToolError, mib, persist, plural, process, run, sudo
+from . import (
+    ARENA_SIZE, ToolError, as_json, mib, persist, plural, process, run, sudo)
 from .pool import (
     NODES, check_memory, check_node, check_permission, pool_name, read_pool,
     resize)
@@ -206,7 +206,8 @@ def main(options, root="/"):
     _check(options)
     if options.forget:
         files, lines = persist.forget(options.dry_run, root)
-        _show({"forget": files, "dry_run": options.dry_run}, lines, options)
+        _show("forget", {"files": files, "dry_run": options.dry_run}, lines,
+              options)
         return 0
     node = options.node
     if node is not None:
@@ -283,10 +284,10 @@ def main(options, root="/"):
         try:
             persist.write(plan)
         except ToolError:
-            _show(result, lines, options)
+            _show("reserve", result, lines, options)
             raise
         lines += _say_plan(plan, overriding, True)
-    _show(result, lines, options)
+    _show("reserve", result, lines, options)
     return status
 
 
@@ -299,7 +300,7 @@ def _dry_run(result, lines, before, plan, overriding, options):
     lines.append(_say_pool(before, result["node"]))
     if plan is not None:
         lines += _say_plan(plan, overriding, False)
-    _show(result, lines, options)
+    _show("reserve", result, lines, options)
     return 0
 
 
@@ -308,9 +309,9 @@ def _pool_dict(pool):
             **dataclasses.asdict(pool)}
 
 
-def _show(result, lines, options):
+def _show(kind, result, lines, options):
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(as_json(kind, result))
     else:
         print("\n".join(lines))
     if sys.stdout is not None:

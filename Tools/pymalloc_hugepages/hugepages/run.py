@@ -24,7 +24,7 @@ import threading
 import time
 import typing
 
-from . import ToolError, malloc, plural, process, program
+from . import ToolError, as_json, malloc, plural, process, program, smaps
 
 
 MODES = ("on", "thp", "hugetlb", "off")
@@ -83,6 +83,9 @@ class Sampler:
         # The different sets of interpreters with the option that were there at
         # the same time.
         self.together = set()
+        # The highest number of arenas of all at one time, what they share
+        # counted once.
+        self.most_arenas = 0
         self._pid = pid
 
     def start(self):
@@ -132,18 +135,21 @@ class Sampler:
     def look(self):
         """Look at all of them once."""
         self._alive = dict.fromkeys(self._find_alive())
-        together = set()
+        together = {}
         for key in self._alive:
             try:
-                if self._look_at(key):
-                    together.add(key)
+                usage = self._look_at(key)
+                if usage is not None:
+                    together[key] = usage
             except OSError:
                 pass                # it has ended, or is another user's
         self.together.add(frozenset(together))
+        self.most_arenas = max(self.most_arenas, smaps.count_once(
+            together.values()).arenas)
 
     def _look_at(self, key):
-        """Look at one.  Return whether it is an interpreter with the option.
-        """
+        """Look at one.  Return its Usage if it is an interpreter with the
+        option, else None."""
         pid = key[0]
         seen = self.seen.get(key)
         # A process may become another program, or load the library later.
@@ -152,11 +158,12 @@ class Sampler:
             seen = self.seen[key] = Seen(pid, patched)
         seen.patched = seen.patched or patched
         seen.looks += 1
-        if patched:
-            usage = process.read_usage(pid, self._root)
-            seen.hugetlb = max(seen.hugetlb, usage.hugetlb_arenas)
-            seen.thp = max(seen.thp, usage.thp_arenas)
-        return patched
+        if not patched:
+            return None
+        usage = process.read_usage(pid, self._root)
+        seen.hugetlb = max(seen.hugetlb, usage.hugetlb_arenas)
+        seen.thp = max(seen.thp, usage.thp_arenas)
+        return usage
 
 
 # The lines that the interpreters write.
@@ -239,6 +246,8 @@ class Outcome:
     together: typing.Set[typing.FrozenSet[typing.Tuple[int, int]]]
     # What was set for malloc(), if anything.
     malloc_settings: typing.Optional[malloc.Settings] = None
+    # Sampler.most_arenas.
+    most_arenas: int = 0
 
 
 def start_error(command, error):
@@ -364,7 +373,7 @@ def execute(command, mode, stdout=None, malloc_settings=None, user=None):
         command, mode, pid, status, wall, usage.ru_minflt, usage.ru_majflt,
         parse_statistics(text),
         {key: seen for key, seen in sampler.seen.items() if seen.patched},
-        sampler.together, malloc_settings)
+        sampler.together, malloc_settings, sampler.most_arenas)
 
 
 # What is said of it.
@@ -411,6 +420,7 @@ def as_dict(outcome):
                         "major": outcome.major_faults},
         "patched": bool(entries),
         "peak_arenas": add_peaks(entries) if entries else None,
+        "most_arenas": outcome.most_arenas,
         "sampled_processes": sampled,
         "processes": entries,
     }
@@ -433,6 +443,10 @@ def as_line(outcome):
         notes = []
         if len(entries) > 1:
             notes.append(f"sum of {len(entries):,} processes")
+            if outcome.most_arenas:
+                # At one time; those on plain pages are not seen.
+                notes.append(f"{outcome.most_arenas:,} hugetlb and THP at most"
+                             " if shared ones count once")
             if entries[0]["pid"] == outcome.pid:
                 notes.append("the command itself: "
                              + _tiers(entries[0]["peak"]))
@@ -486,7 +500,7 @@ def main(options):
             _say(f"{program()}: {settings.as_line()}", output)
         outcome = execute(options.command, options.mode,
                           malloc_settings=settings)
-        _say(json.dumps(as_dict(outcome)) if options.json
+        _say(as_json("run", as_dict(outcome), None) if options.json
              else f"{program()}: {as_line(outcome)}", output)
     return outcome.status
 

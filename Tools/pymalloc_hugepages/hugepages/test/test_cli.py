@@ -80,7 +80,8 @@ class CommandLineTests(TestCase):
             found = re.findall(r'^\.SH "?(.*?)"?$', file.read(), re.M)
         self.assertEqual(found, [
             "NAME", "SYNOPSIS", "DESCRIPTION", "COMMANDS", "OPTIONS",
-            "EXIT STATUS", "ENVIRONMENT", "FILES", "EXAMPLES", "SEE ALSO"])
+            "EXIT STATUS", "JSON", "ENVIRONMENT", "FILES", "EXAMPLES",
+            "SEE ALSO"])
 
     @unittest.skipUnless(shutil.which("groff"), "needs groff")
     def test_manual_is_clean(self):
