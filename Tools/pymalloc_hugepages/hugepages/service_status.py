@@ -168,12 +168,20 @@ class Changes:
                 for key, cells in now.items() if before.get(key) != cells}
 
 
+def _without_folders(command):
+    """A command with the bare names of its program and its script: a terminal
+    shows only the beginning."""
+    return re.sub(r"(^|(?<= ))/\S*/", "", command, count=2)
+
+
 def as_lines(service, *, marks=None, width=None, height=None):
     """The table of a Service, in a terminal of that size: None is as wide, or
     as high, as it gets."""
     marks = marks or {}
     rows = [[marks.get(each.pid, ""), *_cells(each),
-             "  " * depth + each.command] for depth, each in service.rows]
+             "  " * depth + (each.command if width is None
+                             else _without_folders(each.command))]
+            for depth, each in service.rows]
     more = []
     # The headings, how many are left out, the total.
     if height is not None and len(rows) + 2 > height and len(rows) > 1:

@@ -223,7 +223,7 @@ class MetricsTests(ServiceTestCase):
 
     def test_names(self):
         # Whatever a service is called.
-        name = 'a "b" \\n c\\'
+        name = 'a "b"\n\\n c\\'
         self.tree.add_process(5, name, [name])
         found = self.parse(self.status(name, "--format", "openmetrics")[0])
         self.assertIn(("pymalloc_hugepages_processes", name, "other"), found)

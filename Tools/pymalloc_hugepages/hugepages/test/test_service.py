@@ -47,6 +47,7 @@ class FindTests(TestCase):
         add(21, "gunicorn: worke", ["gunicorn: worker [a/b:app]"], 20,
             start=101)
         add(23, "sh", ["sh", "-c", "sleep 9"], 22)
+        add(24, "tail", ["tail", "-f", "/var/log/gunicorn", "celeryd"])
         add(30, "[celeryd: celer", ["[celeryd: celery@host:MainProcess]"])
         self.tree.write("proc/self", "")
 
@@ -305,11 +306,23 @@ class TextTests(ServiceTestCase):
             out, _ = self.status("gunicorn", width=width, height=24)
             lines = out.splitlines()
             self.assertLessEqual(max(map(len, lines)), width)
-            self.assertRegex(lines[1], "^ +100 .*python /bin/")
+            self.assertRegex(lines[1], "^ +100 .*python guni")
             for heading in "PID", "HUGE", "PSS", "COMMAND":
                 self.assertIn(heading, lines[0].split())
             self.assertEqual("RSS" in lines[0], width == 80)
             self.assertIn("The total counts", " ".join(lines))
+
+    def test_terminal_shows_names_and_no_folders(self):
+        for arguments, expected in (
+                (["/opt/x/bin/python3", "-m", "app", "/etc/app"],
+                 "python3 -m app app"),
+                (["/opt/bin/python3", "/srv/app.py", "/a/b"],
+                 "python3 app.py /a/b"),
+                (["gunicorn: master [/srv/app:app]"],
+                 "gunicorn: master [/srv/app:app]")):
+            self.tree.add_process(5, arguments=arguments)
+            out, _ = self.status("5", width=100, height=24)
+            self.assertTrue(out.splitlines()[1].endswith(" " + expected), out)
 
     def test_pipe_cuts_nothing(self):
         self.tree.add_process(5, arguments=["python", "x" * 500])
