@@ -177,6 +177,13 @@ FAKE_CPYTHON = {
         \t@echo building
         \t@printf '#!/bin/sh\\necho "$$0" "$$@"\\n' >python
         \t@chmod +x python
+        BINDIR = $(prefix)/bin
+        datarootdir = $(prefix)/share
+        MANDIR = $(datarootdir)/man
+        VERSION = 3.13
+        INSTALL = install
+        INSTALL_DATA = $(INSTALL) -m 644
+        PYTHON_FOR_BUILD = python3
         install: all
         \t@mkdir -p $(DESTDIR)$(prefix)/bin
         \t@cp python $(DESTDIR)$(prefix)/bin/python3.13
@@ -203,6 +210,15 @@ FAKE_SET = {
     "Tools/pymalloc_hugepages/apart/bench.py": """\
         """,
 }
+
+
+def copy_tool(tree):
+    """Copy the tool, and what installs it, to another tree."""
+    directory = "Tools/pymalloc_hugepages"
+    shutil.copytree(TOP / directory / "hugepages", tree / directory / "hugepages",
+                    ignore=shutil.ignore_patterns("test", "__pycache__"))
+    for name in "hugepages.py", "pyproject.toml":
+        shutil.copy2(TOP / directory / name, tree / directory)
 
 
 class FakeTreeTestCase(TemporaryDirectoryTestCase):

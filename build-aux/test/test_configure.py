@@ -4,6 +4,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import sys
 import unittest
 
 import support
@@ -426,13 +427,41 @@ class MakeTest(support.FakeTreeTestCase):
             support.contents(self.tree / f"build/cpython-{self.release}-patched"),
             before)
 
+    def play_python3(self, completion):
+        """Have a python3 for which a shell command makes completion."""
+        support.write(self.programs / "python3", f"""\
+            #!/bin/sh
+            case "$*" in *--completion*) {completion}; exit ;; esac
+            exec {sys.executable} "$@"
+            """, mode=0o755)
+
     def test_install(self):
+        support.copy_tool(self.tree)
+        self.play_python3("false")
         self.configure()
         target = self.directory / "target"
-        self.make("install", f"DESTDIR={target}", "prefix=/usr")
+        output = self.make("install", f"DESTDIR={target}", "prefix=/usr")
         self.assertTrue((target / "usr/bin/python3.13").exists())
+        self.assertIn("installed without completion", output)
+        self.assertEqual(
+            {path for path in support.contents(target) if "pymalloc" in path},
+            {"usr/bin/pymalloc-hugepages",
+             "usr/share/man/man1/pymalloc-hugepages.1"})
+        tool = target / "usr/bin/pymalloc-hugepages"
+        self.assertEqual(tool.stat().st_mode & 0o777, 0o755)
+        self.assertTrue(
+            tool.read_bytes().startswith(b"#!/usr/bin/python3.13\n"))
+        self.run_command(sys.executable, tool, "--version")
+
+        self.play_python3('echo "$2 $3"')
         self.make("install", "DESTDIR=here", "prefix=/usr")
         self.assertTrue((self.tree / "here/usr/bin/python3.13").exists())
+        for path, shell in [
+                ("bash-completion/completions/pymalloc-hugepages", "bash"),
+                ("zsh/site-functions/_pymalloc-hugepages", "zsh")]:
+            self.assertEqual(
+                (self.tree / "here/usr/share" / path).read_text(),
+                f"--completion {shell}\n")
 
     def test_clean_and_distclean(self):
         before = support.contents(self.tree)

@@ -1,4 +1,4 @@
-"""The command line of hugepages.py.
+"""The command line.
 
 The modules of the commands are imported when they are called: status without
 a process works on systems that lack what the others need.
@@ -8,7 +8,7 @@ import argparse
 import os
 import sys
 
-from . import ToolError
+from . import VERSION, ToolError, program
 
 
 DESCRIPTION = """\
@@ -17,18 +17,19 @@ For interpreters built --with-pymalloc-hugepages."""
 
 EPILOG = """\
 examples:
-  hugepages.py status                     what this system offers
-  hugepages.py status 1234                what process 1234 has
-  hugepages.py status app.py --watch      the same, again and again
-  sudo hugepages.py reserve 128           128 huge pages, until reboot
-  sudo hugepages.py reserve 128 --persist and at each boot
-  hugepages.py reserve --dry-run --for python app.py
-  hugepages.py run -- python app.py       run it, then one line of figures
-  hugepages.py run --malloc -- python server.py
+  what this system offers:           %(prog)s status
+  what 1234 and its children have:   %(prog)s status 1234
+  the same, again and again:         %(prog)s status app.py --watch
+  the same, as data:                 %(prog)s status app --json
+  256 MiB of huge pages, now:        sudo %(prog)s reserve 256M
+  now and at each boot:              sudo %(prog)s reserve 256M --persist
+  how many does a program need?      %(prog)s reserve --dry-run --for app
+  run it, then one line of figures:  %(prog)s run -- python app.py
+  the same, with large buffers:      %(prog)s run --malloc -- app
 
 exit status:
   0    what was asked for holds: an interpreter started now would get huge
-       pages; each process shown has some; all pages are reserved
+       pages; the processes shown have some; all pages are reserved
   1    it does not, and the output says why
   2    bad arguments, or it could not be found out or done; one line on stderr
        says why, and what to do
@@ -37,13 +38,14 @@ exit status:
   run has the status of the command, 128+N if signal N ended it, 126 if it
   cannot be executed, 127 if there is no such command.
 
-hugepages/hugepages.1 is the manual page: man -l hugepages/hugepages.1
+The manual page, pymalloc-hugepages(1), has more.
 """
 
 STATUS = """\
-Say what this system offers to arenas, with a verdict and a command that
-improves it.  With PID or NAME, say what of a process's arenas is on huge pages
-now, from /proc/PID/smaps."""
+Say what this system offers to arenas, with a verdict and, where that would
+help, a command that improves it.  With PID, NAME or UNIT, say what of the
+arenas of these processes is on huge pages now, and what memory they have, one
+process a line."""
 
 RUN = """\
 Run a command with the switch set.  At its end print one line: the peak number
@@ -58,10 +60,11 @@ none (it ran with -E or -I, or ended by os._exit(), exec() or a signal) are
 sampled from outside, as the line then says."""
 
 RESERVE = """\
-Put N huge pages of 2 MiB into the kernel's pool, those in use included.  With
---for, run a command to find out how many pages it needs (its first arenas need
-none), and put in until that many are free.  Leave a larger pool alone.  Needs
-root."""
+Put huge pages of 2 MiB into the kernel's pool: until it has PAGES, or SIZE,
+those in use included.  With --for, run a command to find out how many pages it
+needs (its first arenas need none), and put in until that many are free; called
+by sudo, the command is run as the user who called it.  Leave a larger pool
+alone.  Needs root."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,6 +82,34 @@ class Parser(argparse.ArgumentParser):
         raise ToolError(f"{message}; see: {self.prog} --help")
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser, *_):
+        # argparse's own is silent about errors of writing, too.
+        print("pymalloc-hugepages", VERSION)
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    def __call__(self, parser, namespace, shell, *_):
+        try:
+            import shtab
+            # Before 1.5.6 it offered the first of several words only.
+            is_new = [*map(int, shtab.__version__.split(".")[:3])] >= [1, 5, 6]
+        except (ImportError, ValueError):
+            is_new = False
+        if not is_new:
+            raise ToolError("--completion needs the Python package shtab, "
+                            "1.5.6 or later: pip install shtab, or "
+                            "python3-shtab of Debian 13")
+        parser, commands = make_parser()
+        for each in commands.values():
+            for action in each._actions:
+                if action.metavar in ("COMMAND", "FILE"):
+                    action.complete = shtab.FILE
+        print(shtab.complete(parser, shell))
+        parser.exit()
+
+
 def _add_json(parser, default):
     parser.add_argument("--json", action="store_true", default=default,
                         help="print JSON")
@@ -86,9 +117,14 @@ def _add_json(parser, default):
 
 def make_parser():
     """The parser, and a dict of the commands' parsers by name."""
-    from . import process, reserve, run
-    parser = Parser(prog="hugepages.py", description=DESCRIPTION,
-                    epilog=EPILOG)
+    from . import reserve, run, service_status
+    parser = Parser(prog=program(), description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action=_Version, nargs=0,
+                        help="show the version")
+    parser.add_argument("--completion", choices=("bash", "zsh"),
+                        action=_Completion,
+                        help="print what completes the tool's arguments in a "
+                        "shell (needs shtab)")
     _add_json(parser, False)
     commands = parser.add_subparsers(dest="verb", metavar="COMMAND",
                                      required=True)
@@ -106,7 +142,7 @@ def make_parser():
     for each in parsers.values():
         # The default of the whole command line must survive.
         _add_json(each, argparse.SUPPRESS)
-    process.add_arguments(parsers["status"])
+    service_status.add_arguments(parsers["status"])
     reserve.add_arguments(parsers["reserve"])
     run.add_arguments(parsers["run"])
     return parser, parsers
@@ -154,7 +190,8 @@ def parse_arguments(args):
 
 def _select(options):
     """The module whose main() does what is asked for."""
-    if options.verb == "status" and options.process is None:
+    if (options.verb == "status" and options.process is None
+            and options.cgroup is None):
         if options.watch is not None:
             raise ToolError("status --watch: no process to watch; give it "
                             "first: status PID --watch")
@@ -164,9 +201,10 @@ def _select(options):
         what = ("status of a process" if options.verb == "status"
                 else options.verb)
         raise ToolError(f"{what} is for Linux; on this system there is: "
-                        "hugepages.py status")
-    from . import process, reserve, run
-    return {"status": process, "reserve": reserve, "run": run}[options.verb]
+                        f"{program()} status")
+    from . import reserve, run, service_status
+    return {"status": service_status, "reserve": reserve,
+            "run": run}[options.verb]
 
 
 def _leave_stdout():
@@ -210,4 +248,4 @@ def main(args=None):
 def complain(problem):
     if sys.stderr is None:          # closed; print() would take stdout
         return
-    print(f"hugepages.py: {problem}", file=sys.stderr)
+    print(f"{program()}: {problem}", file=sys.stderr)

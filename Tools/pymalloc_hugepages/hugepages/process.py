@@ -1,18 +1,4 @@
-"""What a running process has: `status PID`, `status NAME`, --watch.
-
-All figures come from /proc/PID/smaps.  An arena is 2 MiB.  Seen from outside
-it is a mapping that is private, writable, aligned to 2 MiB and a multiple of
-it, and that
-
-    is on 2 MiB pages of the pool                       hugetlb
-    was advised to be on transparent huge pages         THP
-
-The advice is taken back at a fork, so that the kernel leaves alone what the
-two processes share: what must not be put on huge pages counts as THP, too.
-
-Adjacent arenas may be one mapping.  An arena on plain pages looks like any
-other memory, so these are not counted, nor guessed; the first arenas of an
-interpreter are on plain pages until it needs more.
+"""What a running process is and has, from /proc/PID.
 
 Every function that reads /proc takes root, the directory that holds proc, so
 that recorded trees can be given.
@@ -20,15 +6,12 @@ that recorded trees can be given.
 
 import contextlib
 import dataclasses
-import json
 import os
-import re
 import shlex
 import sys
-import time
 import typing
 
-from . import ARENA_SIZE, KIB, MIB, ToolError, mib, plural
+from . import ARENA_SIZE, MIB, ToolError, program, smaps
 
 
 # How many arenas of an interpreter are plain memory at first
@@ -43,10 +26,7 @@ MARKER = b"PYTHON_PYMALLOC_HUGEPAGES=thp"
 _VARIABLES = ("PYTHON_PYMALLOC_HUGEPAGES", "PYTHONMALLOC", "PYTHONDEVMODE")
 
 # include/linux/sched.h: the flag of a kernel thread in /proc/PID/stat.
-_PF_KTHREAD = 0x200000
-
-# Default of --watch, in seconds.
-INTERVAL = 1.0
+PF_KTHREAD = 0x200000
 
 
 class ProcessGone(ToolError):
@@ -55,32 +35,51 @@ class ProcessGone(ToolError):
 
 # Reading /proc.
 
+def own_command():
+    """How this tool was called, to be put into advice."""
+    called = sys.argv[0] or ""
+    if os.path.basename(called) != program():
+        return program()
+    if called == program() and os.path.exists(called):
+        called = f"./{called}"          # it need not be in PATH
+    return shlex.quote(called)
+
+
+def list_pids(root="/"):
+    """The processes that /proc lists, as ints.  Raise ToolError if it lists
+    none."""
+    try:
+        pids = [int(name) for name in os.listdir(proc_path(root))
+                if name.isdecimal()]
+        why = "is empty"
+    except OSError as error:
+        pids, why = [], error.strerror
+    if not pids:
+        raise ToolError(f"cannot list processes: {proc_path(root)}: {why}; "
+                        "mount it: mount -t proc proc /proc")
+    return sorted(pids)
+
+
 @contextlib.contextmanager
-def _explain(pid):
+def explain(pid, root="/"):
     """Turn the OSErrors of reading /proc/PID into a ToolError."""
     try:
         yield
     except (FileNotFoundError, ProcessLookupError):
+        list_pids(root)
         raise ProcessGone(f"there is no process {pid}, or it has just ended; "
                           "give the PID or the name of a running one"
                           ) from None
     except PermissionError:
-        raise ToolError(f"no permission to look at process {pid}: only its "
-                        f"user and root may; run: sudo {own_command()} "
-                        f"status {pid}") from None
+        raise ToolError(f"no permission to look at process {pid}: "
+                        + (f"only its user and root may; run: sudo "
+                           f"{own_command()} status {pid}"
+                           if os.geteuid() != 0 else "this root lacks "
+                           "CAP_SYS_PTRACE for it, as in a container; look "
+                           "from the host")) from None
     except OSError as error:
         raise ToolError(f"cannot look at process {pid}: "
                         f"{error.strerror}") from None
-
-
-def own_command():
-    """How this tool was called, to be put into advice."""
-    called = sys.argv[0] or ""
-    if os.path.basename(called) != "hugepages.py":
-        return "hugepages.py"
-    if called == "hugepages.py" and os.path.exists(called):
-        called = "./hugepages.py"       # it need not be in PATH
-    return shlex.quote(called)
 
 
 def proc_path(root, *names):
@@ -125,73 +124,20 @@ def printable(data):
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
-def list_pids(root="/"):
-    """The processes that /proc lists, as ints."""
+def read_usage(pid, root="/"):
+    """Usage of a process.  Raise OSError if its smaps cannot be read."""
+    with open(proc_path(root, pid, "smaps"), errors="replace") as file:
+        return smaps.add_up(smaps.parse(file))
+
+
+def read_memory(pid, root="/"):
+    """Memory of a process.  Raise OSError."""
     try:
-        names = os.listdir(proc_path(root))
-    except OSError as error:
-        raise ToolError(f"cannot list processes: {proc_path(root)}: "
-                        f"{error.strerror}") from None
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
-def _script_name(arguments):
-    """The base name of the script, or the module, that an interpreter called
-    with these arguments runs; None if that is neither."""
-    arguments = iter(arguments)
-    for argument in arguments:
-        if argument == b"--check-hash-based-pycs":
-            next(arguments, None)
-        elif argument.startswith(b"--"):
-            pass
-        elif argument == b"-":
-            return None
-        elif argument.startswith(b"-"):
-            # Letters may stand together, and -X, -W, -m and -c take what
-            # follows, or the next argument.
-            match = re.match(b"-[^XWmc]*([XWmc])(.*)", argument, re.DOTALL)
-            if match is None:
-                continue
-            value = match[2] or next(arguments, None)
-            if match[1] == b"m":
-                return value
-            if match[1] == b"c":
-                return None
-        else:
-            return os.path.basename(argument)
-    return None
-
-
-def _is_called(name, pid, root):
-    """Whether a process has the name: its own, that of its command, or that
-    of the Python script or module it runs."""
-    if os.fsencode(name) == _read(root, pid, "comm").rstrip(b"\n"):
-        return True
-    arguments = read_arguments(pid, root)
-    if not arguments:
-        return False
-    command = os.path.basename(arguments[0])
-    names = {command}
-    if command.startswith((b"python", b"pypy")):
-        names.add(_script_name(arguments[1:]))
-    return os.fsencode(name) in names
-
-
-def find(text, root="/"):
-    """The PIDs that PID or NAME names.  Raise ToolError if there are none."""
-    if text.isdecimal() and text.isascii():
-        return [int(text)]
-    found = []
-    for pid in list_pids(root):
-        try:
-            if pid != os.getpid() and _is_called(text, pid, root):
-                found.append(pid)
-        except OSError:
-            pass            # it ended, or does not let itself be looked at
-    if not found:
-        raise ToolError(f"no process is called {text!r}; give a PID, the name "
-                        "that ps -e shows, or that of a script")
-    return found
+        file = open(proc_path(root, pid, "smaps_rollup"), errors="replace")
+    except FileNotFoundError:           # before Linux 4.14
+        file = open(proc_path(root, pid, "smaps"), errors="replace")
+    with file:
+        return smaps.add_up_memory(smaps.parse(file))
 
 
 # Is it an interpreter that was built with the option?
@@ -263,170 +209,39 @@ def find_interpreter(pid, root="/"):
     return None
 
 
-# smaps.
-
-@dataclasses.dataclass
-class Region:
-    """One mapping of /proc/PID/smaps.  Sizes in bytes."""
-
-    start: int
-    end: int
-    permissions: str
-    name: str = ""
-    kernel_page_size: int = 0
-    # AnonHugePages: what of it is on transparent huge pages now.
-    thp: int = 0
-    # Private_Hugetlb and Shared_Hugetlb: what of it has pages of the pool.
-    hugetlb: int = 0
-    flags: typing.Tuple[str, ...] = ()
-
-    @property
-    def size(self):
-        return self.end - self.start
-
-    @property
-    def is_hugetlb(self):
-        return "ht" in self.flags or self.hugetlb > 0
-
-    @property
-    def tier(self):
-        """"hugetlb" or "thp" if the mapping can be arenas on that, else None.
-        """
-        if (self.start % ARENA_SIZE or self.size % ARENA_SIZE
-                or self.permissions != "rw-p"):
-            return None
-        if self.is_hugetlb:
-            # The kernel's own name for memory of the pool.
-            if (self.kernel_page_size == ARENA_SIZE
-                    and self.name in ("", "/anon_hugepage",
-                                      "/anon_hugepage (deleted)")):
-                return "hugetlb"
-        elif not self.name and not {"hg", "nh"}.isdisjoint(self.flags):
-            return "thp"
-        return None
-
-
-_HEADER = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S{4}) \S+ \S+ \S+ *(.*)")
-_SIZE_FIELDS = {"KernelPageSize": "kernel_page_size",
-                "AnonHugePages": "thp",
-                "Private_Hugetlb": "hugetlb",
-                "Shared_Hugetlb": "hugetlb"}
-
-
-def parse_smaps(file):
-    """Yield a Region for each mapping in smaps, an open text file.
-
-    Reads line by line.  Lines that it does not know are passed over: kernels
-    differ in them.
-    """
-    region = None
-    for line in file:
-        name, _, value = line.partition(":")
-        attribute = _SIZE_FIELDS.get(name)
-        if attribute is not None and region is not None:
-            size = int(value.split()[0]) * KIB
-            setattr(region, attribute, getattr(region, attribute) + size)
-        elif name == "VmFlags" and region is not None:
-            region.flags = tuple(value.split())
-        elif " " in name:
-            match = _HEADER.match(line)
-            if match is not None:
-                if region is not None:
-                    yield region
-                region = Region(int(match[1], 16), int(match[2], 16),
-                                match[3], match[4].strip())
-    if region is not None:
-        yield region
-
-
-@dataclasses.dataclass
-class Usage:
-    """What a process has on huge pages.  Sizes in bytes; the numbers of arenas
-    are sizes / ARENA_SIZE."""
-
-    # Arenas on the pool, and what of them has a page.
-    hugetlb_size: int = 0
-    hugetlb: int = 0
-    # Arenas advised to be on THP, and what of them is on huge pages now.
-    thp_size: int = 0
-    thp: int = 0
-    # On huge pages now, but not in mappings that can be arenas.
-    other_hugetlb: int = 0
-    other_thp: int = 0
-
-    @property
-    def hugetlb_arenas(self):
-        return self.hugetlb_size // ARENA_SIZE
-
-    @property
-    def thp_arenas(self):
-        return self.thp_size // ARENA_SIZE
-
-    @property
-    def percent(self):
-        """Share of these arenas that is on huge pages now; None without any.
-        """
-        size = self.hugetlb_size + self.thp_size
-        return 100 * (self.hugetlb + self.thp) / size if size else None
-
-
-def add_up(regions):
-    """Usage of all the regions."""
-    usage = Usage()
-    for region in regions:
-        tier = region.tier
-        if tier == "hugetlb":
-            usage.hugetlb_size += region.size
-            usage.hugetlb += region.hugetlb
-        elif tier == "thp":
-            usage.thp_size += region.size
-            usage.thp += region.thp
-        else:
-            usage.other_hugetlb += region.hugetlb
-            usage.other_thp += region.thp
-    return usage
-
-
-def read_usage(pid, root="/"):
-    """Usage of a process.  Raise OSError if its smaps cannot be read."""
-    with open(proc_path(root, pid, "smaps"), errors="replace") as file:
-        return add_up(parse_smaps(file))
-
-
 # A process as it is shown.
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All that is shown of one process."""
+    """All that is shown of one process.  Of one that may not be looked at,
+    only the first five and the problem are known."""
 
     pid: int
+    parent: int
     name: str
     command: str
     start: int
+    # Why nothing else is known, or None.
+    problem: typing.Optional[str] = None
     # Path of the program or library with the option, or None.
-    interpreter: typing.Optional[str]
+    interpreter: typing.Optional[str] = None
     # Why that could not be found out, or None.
-    unknown: typing.Optional[str]
-    usage: Usage
-    # THP_enabled of /proc/PID/status (Linux 6.0): False if the process has
+    unknown: typing.Optional[str] = None
+    memory: typing.Optional[smaps.Memory] = None
+    # None if it is no interpreter with the option.
+    usage: typing.Optional[smaps.Usage] = None
+    # THP_enabled of /proc/PID/status (Linux 5.0): False if the process has
     # been forbidden to have any (PR_SET_THP_DISABLE).
-    thp_enabled: typing.Optional[bool]
-    environment: typing.Dict[str, str]
+    thp_enabled: typing.Optional[bool] = None
+    # Variables that it was started with; None: not known.
+    environment: typing.Optional[typing.Dict[str, str]] = None
 
     @property
     def patched(self):
         """Whether it is an interpreter with the option; None: not known."""
-        if self.unknown is not None:
+        if self.problem is not None or self.unknown is not None:
             return None
         return self.interpreter is not None
-
-    @property
-    def status(self):
-        """The exit status that speaks for this process."""
-        if self.patched is None:
-            return 2
-        has_some = self.usage.hugetlb + self.usage.thp > 0
-        return 0 if self.patched and has_some else 1
 
 
 def _read_thp_enabled(pid, root):
@@ -438,14 +253,29 @@ def _read_thp_enabled(pid, root):
 
 
 def _read_environment(pid, root):
-    """The variables of _VARIABLES with which a process was started."""
+    """The variables of _VARIABLES with which a process was started; None if
+    that is not known: a title may have been written over them."""
     try:
         items = _read(root, pid, "environ").split(b"\0")
     except OSError:
-        return {}
+        return None
+    if len(items) > 1 and b"=" not in items[0]:
+        return None
     pairs = (item.partition(b"=") for item in items)
     return {name.decode(): printable(value) for name, _, value in pairs
             if name.decode(errors="replace") in _VARIABLES}
+
+
+def identify(pid, root="/"):
+    """What anybody may know of a process: a Report without figures."""
+    with explain(pid, root):
+        stat = read_stat(pid, root)
+        arguments = read_arguments(pid, root)
+    command = shlex.join(printable(argument) for argument in arguments)
+    if len(arguments) == 1 and b" " in arguments[0]:
+        command = printable(arguments[0])       # a title, as of setproctitle
+    return Report(pid, stat.parent, stat.name, command or f"[{stat.name}]",
+                  stat.start)
 
 
 def look_at(pid, root="/"):
@@ -454,9 +284,9 @@ def look_at(pid, root="/"):
     Raise ProcessGone if there is none, ToolError if it has no memory of its
     own or may not be looked at.
     """
-    with _explain(pid):
+    with explain(pid, root):
         stat = read_stat(pid, root)
-        if stat.flags & _PF_KTHREAD:
+        if stat.flags & PF_KTHREAD:
             raise ToolError(f"process {pid} ({stat.name}) is a thread of the "
                             "kernel and has no memory of its own; give the "
                             "PID of a program")
@@ -464,231 +294,57 @@ def look_at(pid, root="/"):
             raise ProcessGone(f"process {pid} ({stat.name}) has ended and "
                               "only waits for its parent to notice; its "
                               "memory is gone")
-        arguments = read_arguments(pid, root)
-        usage = read_usage(pid, root)
-        interpreter = unknown = None
+        memory = read_memory(pid, root)
+        interpreter = unknown = usage = None
         try:
             interpreter = find_interpreter(pid, root)
         except OSError as error:
             unknown = error.strerror
-        thp_enabled = _read_thp_enabled(pid, root)
-        environment = _read_environment(pid, root)
+        if interpreter is not None or unknown is not None:
+            usage = read_usage(pid, root)
+        report = dataclasses.replace(
+            identify(pid, root), interpreter=interpreter, unknown=unknown,
+            memory=memory, usage=usage,
+            thp_enabled=_read_thp_enabled(pid, root),
+            environment=_read_environment(pid, root))
         if read_stat(pid, root).state in "ZX":
             # It ended meanwhile: smaps may have been empty already.
             raise ProcessLookupError
-    command = " ".join(shlex.quote(printable(argument))
-                       for argument in arguments)
-    return Report(pid, stat.name, command or f"[{stat.name}]", stat.start,
-                  interpreter, unknown, usage, thp_enabled, environment)
+    return report
+
+
+def arenas_as_dict(usage):
+    """The items of JSON for a Usage, or for None."""
+    if usage is None:
+        return {"hugetlb": None, "thp": None, "huge_percent": None}
+    return {
+        "hugetlb": {"arenas": usage.hugetlb_arenas,
+                    "size": usage.hugetlb_size,
+                    "on_huge_pages": usage.hugetlb},
+        "thp": {"arenas": usage.thp_arenas, "size": usage.thp_size,
+                "on_huge_pages": usage.thp},
+        "huge_percent": usage.percent and round(usage.percent, 1),
+    }
 
 
 def as_dict(report):
     """A Report as plain JSON types.  Sizes in bytes."""
-    usage = report.usage
-    is_interpreter = report.patched is not False
-    result = {
+    memory = report.memory and dataclasses.asdict(report.memory)
+    arenas = arenas_as_dict(report.usage)
+    if report.usage is not None:
+        arenas["thp"].update(size_once=report.usage.thp_size_once,
+                             on_huge_pages_once=report.usage.thp_once)
+    return {
         "pid": report.pid,
+        "parent": report.parent,
         "name": report.name,
         "command": report.command,
         "patched": report.patched,
         "interpreter": report.interpreter,
+        "problem": report.problem or report.unknown,
         "arena_size": ARENA_SIZE,
-        "hugetlb": None,
-        "thp": None,
-        "huge_percent": None,
-        "all_hugetlb": usage.hugetlb + usage.other_hugetlb,
-        "all_thp": usage.thp + usage.other_thp,
+        **arenas,
+        "memory": memory,
         "thp_enabled": report.thp_enabled,
         "environment": report.environment,
     }
-    if is_interpreter:
-        result["hugetlb"] = {"arenas": usage.hugetlb_arenas,
-                             "size": usage.hugetlb_size,
-                             "on_huge_pages": usage.hugetlb}
-        result["thp"] = {"arenas": usage.thp_arenas, "size": usage.thp_size,
-                         "on_huge_pages": usage.thp}
-        if usage.percent is not None:
-            result["huge_percent"] = round(usage.percent, 1)
-    if report.unknown is not None:
-        result["problem"] = report.unknown
-    return result
-
-
-def _arenas(number):
-    return plural(number, "arena")
-
-
-def _advice(report):
-    """Lines that say why an interpreter has no arenas on huge pages."""
-    for name, value in report.environment.items():
-        if name == "PYTHON_PYMALLOC_HUGEPAGES" and value in ("off", "0"):
-            yield f"It was started with {name}={value}: huge pages are off."
-        elif name == "PYTHONMALLOC" and not value.startswith("pymalloc"):
-            yield f"It was started with {name}={value}: pymalloc may be off."
-    if report.thp_enabled is False:
-        yield ("Transparent huge pages are disabled for it "
-               "(PR_SET_THP_DISABLE).")
-    if report.usage.hugetlb_size + report.usage.thp_size == 0:
-        yield ("A small program has none: its first arenas "
-               f"({mib(FIRST * ARENA_SIZE)}) are on plain pages until it "
-               "needs more.")
-    yield (f"`{own_command()} status` says what this system offers; "
-           "-X pymalloc_hugepages=off, too, turns huge pages off.")
-
-
-def _all_memory(usage):
-    """What is on huge pages, of whatever it is."""
-    return (f"{mib(usage.hugetlb + usage.other_hugetlb)} hugetlb, "
-            f"{mib(usage.thp + usage.other_thp)} transparent")
-
-
-def as_lines(report):
-    """A Report as lines of text."""
-    usage = report.usage
-    lines = [f"{report.pid} {report.command}"]
-    if report.patched is False:
-        return lines + [
-            "  This is no interpreter built --with-pymalloc-hugepages.",
-            f"  All its memory on huge pages: {_all_memory(usage)}."]
-    if report.patched:
-        lines.append(f"  interpreter  {report.interpreter}, built "
-                     "--with-pymalloc-hugepages")
-    else:
-        lines.append("  interpreter  cannot be read, so it is not known "
-                     "whether these are arenas: " + report.unknown)
-    lines += [
-        f"  hugetlb      {_arenas(usage.hugetlb_arenas)}, "
-        f"{mib(usage.hugetlb_size)}",
-        f"  THP          {_arenas(usage.thp_arenas)} advised, "
-        f"{mib(usage.thp_size)}; {mib(usage.thp)} of it on huge pages now"]
-    if usage.percent is not None:
-        lines.append(
-            f"  huge pages   {usage.percent:.1f} % of these "
-            f"{_arenas(usage.hugetlb_arenas + usage.thp_arenas)}")
-    if usage.other_hugetlb or usage.other_thp:
-        lines.append(f"  besides      {mib(usage.other_hugetlb)} hugetlb, "
-                     f"{mib(usage.other_thp)} transparent that are no arenas")
-    lines.append("  Arenas on plain pages are not counted: from outside they "
-                 "look like other memory.")
-    if usage.hugetlb + usage.thp == 0:
-        lines += ["  " + line for line in _advice(report)]
-    return lines
-
-
-def _as_one_line(report):
-    """A Report in short, for --watch."""
-    usage = report.usage
-    if report.patched is False:
-        return (f"{report.pid} {report.name}: {_all_memory(usage)}; not built "
-                "--with-pymalloc-hugepages")
-    share = ("none on huge pages" if usage.percent is None
-             else f"{usage.percent:.1f} % on huge pages")
-    return (f"{report.pid} {report.name}: {_arenas(usage.hugetlb_arenas)} "
-            f"hugetlb, {_arenas(usage.thp_arenas)} THP, {share}")
-
-
-# The command.
-
-def add_arguments(parser):
-    parser.add_argument(
-        "process", nargs="?", metavar="PID|NAME",
-        help="show a process's arenas and not the system: a PID, or the name "
-        "of a process, its program, or the script it runs (shows each process "
-        "of that name)")
-    parser.add_argument(
-        "--watch", nargs="?", type=_interval, const=INTERVAL,
-        metavar="SECONDS",
-        help="show it again every SECONDS (default: 1), until the "
-        "process ends or Ctrl-C")
-
-
-def _interval(text):
-    try:
-        value = float(text)
-        # time.sleep() takes no more than this everywhere.
-        if 0.01 <= value <= 86400:
-            return value
-    except ValueError:
-        pass
-    raise ToolError(f"status --watch: not a number of seconds from 0.01 to "
-                    f"86400: {text!r}; give the process first: status PID "
-                    "--watch")
-
-
-def _show_once(pids, options):
-    """Show each process that can be.  Return the exit status."""
-    reports, problems = [], []
-    for pid in pids:
-        try:
-            reports.append(look_at(pid))
-        except ToolError as error:
-            problems.append(error)
-    if not reports:
-        raise problems[0]
-    if options.json:
-        print(json.dumps({"processes": list(map(as_dict, reports))}, indent=2))
-    else:
-        print("\n\n".join("\n".join(as_lines(report)) for report in reports))
-    problems = [problem for problem in problems
-                if not isinstance(problem, ProcessGone)]
-    for problem in problems:
-        print(f"hugepages.py: {problem}", file=sys.stderr)
-    return max([report.status for report in reports] + [2] * bool(problems))
-
-
-def _watch(pids, options):
-    """Show the processes again and again until all have ended.  Return 0."""
-    starts = {}         # PIDs that are still shown, and when they started
-    problems = {}
-    for pid in pids:
-        try:
-            starts[pid] = look_at(pid).start
-        except ToolError as error:
-            problems[pid] = error
-    if not starts:
-        raise problems[pids[0]]
-    try:
-        while True:
-            reports = []
-            for pid, start in list(starts.items()):
-                try:
-                    report = look_at(pid)
-                    if report.start != start:
-                        raise ProcessGone("the PID belongs to another process")
-                    reports.append(report)
-                except ProcessGone:
-                    del starts[pid]
-            if not starts:
-                return 0
-            _show_again(reports, options)
-            time.sleep(options.watch)
-    except KeyboardInterrupt:
-        return 0
-
-
-def _show_again(reports, options):
-    now = time.strftime("%H:%M:%S")
-    if options.json:
-        print(json.dumps({"time": time.time(),
-                          "processes": list(map(as_dict, reports))}))
-    elif sys.stdout is not None and sys.stdout.isatty():
-        blocks = "\n\n".join("\n".join(as_lines(report))
-                             for report in reports)
-        # Go to the top left, write, and clear what is left below.
-        lines = f"{now}  (Ctrl-C ends)\n\n{blocks}\n".replace("\n", "\033[K\n")
-        print(f"\033[H{lines}\033[J", end="")
-    else:
-        for report in reports:
-            print(f"{now} {_as_one_line(report)}")
-    if sys.stdout is not None:
-        sys.stdout.flush()
-
-
-def main(options):
-    """Return the exit status: 0 if each process is an interpreter with the
-    option and has some memory of its arenas on huge pages, else 1; 2 if it
-    could not be found out.  With --watch: 0."""
-    pids = find(options.process)
-    if options.watch is not None:
-        return _watch(pids, options)
-    return _show_once(pids, options)

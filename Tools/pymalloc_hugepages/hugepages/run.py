@@ -17,13 +17,14 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 import time
 import typing
 
-from . import ToolError, malloc, plural, process
+from . import ToolError, as_json, malloc, plural, process, program, smaps
 
 
 MODES = ("on", "thp", "hugetlb", "off")
@@ -31,9 +32,8 @@ SWITCH = "PYTHON_PYMALLOC_HUGEPAGES"
 STATISTICS = "PYTHON_PYMALLOC_HUGEPAGES_STATS"
 TIERS = ("hugetlb", "thp", "plain")
 
-USAGE = ("hugepages.py run [-h] [--json] [--mode {on,thp,hugetlb,off}] "
-         "[--malloc]\n"
-         "                        [--output FILE] [--] COMMAND [ARGUMENT ...]")
+USAGE = ("%(prog)s [-h] [--json] [--mode {on,thp,hugetlb,off}] [--malloc]\n"
+         "           [--output FILE] [--] COMMAND [ARGUMENT ...]")
 
 # Options that take a value: cli.py must know where the command begins.
 VALUE_OPTIONS = ("--mode", "--output")
@@ -83,6 +83,9 @@ class Sampler:
         # The different sets of interpreters with the option that were there at
         # the same time.
         self.together = set()
+        # The highest number of arenas of all at one time, what they share
+        # counted once.
+        self.most_arenas = 0
         self._pid = pid
 
     def start(self):
@@ -132,18 +135,21 @@ class Sampler:
     def look(self):
         """Look at all of them once."""
         self._alive = dict.fromkeys(self._find_alive())
-        together = set()
+        together = {}
         for key in self._alive:
             try:
-                if self._look_at(key):
-                    together.add(key)
+                usage = self._look_at(key)
+                if usage is not None:
+                    together[key] = usage
             except OSError:
                 pass                # it has ended, or is another user's
         self.together.add(frozenset(together))
+        self.most_arenas = max(self.most_arenas, smaps.count_once(
+            together.values()).arenas)
 
     def _look_at(self, key):
-        """Look at one.  Return whether it is an interpreter with the option.
-        """
+        """Look at one.  Return its Usage if it is an interpreter with the
+        option, else None."""
         pid = key[0]
         seen = self.seen.get(key)
         # A process may become another program, or load the library later.
@@ -152,11 +158,12 @@ class Sampler:
             seen = self.seen[key] = Seen(pid, patched)
         seen.patched = seen.patched or patched
         seen.looks += 1
-        if patched:
-            usage = process.read_usage(pid, self._root)
-            seen.hugetlb = max(seen.hugetlb, usage.hugetlb_arenas)
-            seen.thp = max(seen.thp, usage.thp_arenas)
-        return patched
+        if not patched:
+            return None
+        usage = process.read_usage(pid, self._root)
+        seen.hugetlb = max(seen.hugetlb, usage.hugetlb_arenas)
+        seen.thp = max(seen.thp, usage.thp_arenas)
+        return usage
 
 
 # The lines that the interpreters write.
@@ -239,6 +246,8 @@ class Outcome:
     together: typing.Set[typing.FrozenSet[typing.Tuple[int, int]]]
     # What was set for malloc(), if anything.
     malloc_settings: typing.Optional[malloc.Settings] = None
+    # Sampler.most_arenas.
+    most_arenas: int = 0
 
 
 def start_error(command, error):
@@ -286,13 +295,37 @@ def _wait(pid, signals):
                 os.kill(pid, info.si_signo)     # not sudo's, for example
 
 
-def execute(command, mode, stdout=None, malloc_settings=None):
+def _start(command, variables, stdout, mask, user):
+    """Start a command; return its PID."""
+    environment = {**os.environ, **variables}
+    if user is None:
+        # Python ignores SIGPIPE and SIGXFSZ; programs do not expect that.
+        return os.posix_spawnp(
+            command[0], command, environment, setsigmask=mask,
+            file_actions=([] if stdout is None
+                          else [(os.POSIX_SPAWN_DUP2, stdout, 1)]),
+            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+
+    def prepare():
+        user.become()
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    # posix_spawn() cannot change the user.  Popen does a little more work in
+    # the child, which counts as the command's, and sets the same signals.
+    child = subprocess.Popen(command, env=environment, stdout=stdout,
+                             close_fds=False, preexec_fn=prepare)
+    child.returncode = 0            # who calls waits for it
+    return child.pid
+
+
+def execute(command, mode, stdout=None, malloc_settings=None, user=None):
     """Run a command to its end.  Return Outcome.
 
     It inherits what this process has: standard streams, other descriptors,
     environment, except for the switch, STATISTICS and what malloc_settings, a
     malloc.Settings, has.  stdout is a descriptor that it gets instead of its
-    standard output.  Raise ToolError if it cannot be started.
+    standard output, user the sudo.User that it runs as.  Raise ToolError if it
+    cannot be started.
     """
     # A process in the background of a script is not to be stopped by Ctrl-C,
     # nor is one under nohup by SIGHUP: such signals stay ignored.
@@ -301,16 +334,16 @@ def execute(command, mode, stdout=None, malloc_settings=None):
     # Where it is ignored, which is inherited, children cannot be waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signals.add(signal.SIGCHLD)
-    variables = malloc_settings.variables if malloc_settings else {}
-    file_actions = []
-    if stdout is not None:
-        file_actions.append((os.POSIX_SPAWN_DUP2, stdout, 1))
+    variables = {**(malloc_settings.variables if malloc_settings else {}),
+                 **(user.variables if user else {}), SWITCH: mode}
     with contextlib.ExitStack() as stack:
         try:
             # A directory: a process that outlives the command cannot make the
             # file again when that is gone.
             directory = stack.enter_context(
                 tempfile.TemporaryDirectory(prefix="hugepages-"))
+            if user is not None:
+                os.chown(directory, user.uid, user.gid)
         except OSError as error:
             raise ToolError("cannot make a temporary directory: "
                             f"{error.strerror}; set TMPDIR") from None
@@ -318,12 +351,8 @@ def execute(command, mode, stdout=None, malloc_settings=None):
         old_mask = stack.enter_context(_blocked(signals))
         started = time.monotonic()
         try:
-            # Python ignores SIGPIPE and SIGXFSZ; programs do not expect that.
-            pid = os.posix_spawnp(
-                command[0], command,
-                {**os.environ, **variables, SWITCH: mode, STATISTICS: path},
-                file_actions=file_actions, setsigmask=old_mask,
-                setsigdef=(signal.SIGPIPE, signal.SIGXFSZ))
+            pid = _start(command, {**variables, STATISTICS: path}, stdout,
+                         old_mask, user)
         except OSError as error:
             raise start_error(command, error) from None
         except ValueError as error:
@@ -344,7 +373,7 @@ def execute(command, mode, stdout=None, malloc_settings=None):
         command, mode, pid, status, wall, usage.ru_minflt, usage.ru_majflt,
         parse_statistics(text),
         {key: seen for key, seen in sampler.seen.items() if seen.patched},
-        sampler.together, malloc_settings)
+        sampler.together, malloc_settings, sampler.most_arenas)
 
 
 # What is said of it.
@@ -391,6 +420,7 @@ def as_dict(outcome):
                         "major": outcome.major_faults},
         "patched": bool(entries),
         "peak_arenas": add_peaks(entries) if entries else None,
+        "most_arenas": outcome.most_arenas,
         "sampled_processes": sampled,
         "processes": entries,
     }
@@ -413,6 +443,10 @@ def as_line(outcome):
         notes = []
         if len(entries) > 1:
             notes.append(f"sum of {len(entries):,} processes")
+            if outcome.most_arenas:
+                # At one time; those on plain pages are not seen.
+                notes.append(f"{outcome.most_arenas:,} hugetlb and THP at most"
+                             " if shared ones count once")
             if entries[0]["pid"] == outcome.pid:
                 notes.append("the command itself: "
                              + _tiers(entries[0]["peak"]))
@@ -463,11 +497,11 @@ def main(options):
                 raise ToolError(f"cannot write {options.output!r}: "
                                 f"{error.strerror}") from None
         if settings is not None and not options.json:
-            _say(f"hugepages.py: {settings.as_line()}", output)
+            _say(f"{program()}: {settings.as_line()}", output)
         outcome = execute(options.command, options.mode,
                           malloc_settings=settings)
-        _say(json.dumps(as_dict(outcome)) if options.json
-             else f"hugepages.py: {as_line(outcome)}", output)
+        _say(as_json("run", as_dict(outcome), None) if options.json
+             else f"{program()}: {as_line(outcome)}", output)
     return outcome.status
 
 

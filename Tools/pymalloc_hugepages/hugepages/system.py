@@ -7,11 +7,12 @@ unless a name says pages.
 """
 
 import dataclasses
+import mmap
 import os
 import re
 import typing
 
-from . import KIB
+from . import ARENA_SIZE, KIB, smaps
 
 
 # What the kernel shows for "no limit": "max" in cgroup v2; in v1 the largest
@@ -68,6 +69,9 @@ class Limit:
 
 @dataclasses.dataclass(frozen=True)
 class System:
+    # Whether /proc/self and /sys/kernel/mm are there to be read.
+    has_proc: bool
+    has_sys: bool
     # /proc/sys/kernel/osrelease and arch (the latter since Linux 6.1).
     kernel: typing.Optional[str]
     machine: typing.Optional[str]
@@ -79,8 +83,8 @@ class System:
     # By size.
     pools: typing.Tuple[Pool, ...]
     # The chosen words of enabled and defrag below
-    # /sys/kernel/mm/transparent_hugepage, and hpage_pmd_size.  All None: the
-    # kernel has no transparent huge pages.
+    # /sys/kernel/mm/transparent_hugepage, and hpage_pmd_size.  All None, and
+    # has_sys: the kernel has no transparent huge pages.
     thp_enabled: typing.Optional[str]
     thp_defrag: typing.Optional[str]
     thp_size: typing.Optional[int]
@@ -104,6 +108,12 @@ class System:
     user: typing.Optional[int]
     # Whether this process may write nr_hugepages of the 2 MiB pool.
     may_change_pool: bool
+    # Whether root of here could not change it, nor the setting of transparent
+    # huge pages: in a user namespace, or where /sys is mounted read-only.
+    is_confined: bool
+    # Whether memory that was advised just now got a transparent huge page; see
+    # try_thp().  None: not tried.
+    thp_tried: typing.Optional[bool] = None
 
     def pool(self, page_size):
         """The Pool of that page size, or None."""
@@ -203,6 +213,17 @@ def _scan_nodes(tree, name):
                               tree.number(f"{base}/free_hugepages"),
                               tree.number(f"{base}/surplus_hugepages")))
     return tuple(sorted(nodes, key=lambda node: node.number))
+
+
+def _pools_of_meminfo(tree, meminfo):
+    """The pool of the default size, as /proc alone has it."""
+    size = _kib(meminfo.get("Hugepagesize"))
+    if not size:
+        return ()
+    values = (_number(meminfo.get(f"HugePages_{name}"))
+              for name in ("Total", "Free", "Rsvd", "Surp"))
+    return (Pool(size, *values,
+                 tree.number("proc/sys/vm/nr_overcommit_hugepages"), ()),)
 
 
 def _scan_pools(tree):
@@ -344,6 +365,37 @@ def _scan_base_page_size(tree):
     return None
 
 
+def _is_confined(tree, files):
+    if any(os.access(tree.path(name), os.W_OK) for name in files):
+        return False
+    # "0 0 4294967295" is the first namespace's: all users of the host.
+    users = (tree.line("proc/self/uid_map") or "").split()
+    if users and users != ["0", "0", "4294967295"]:
+        return True
+    try:
+        return bool(os.statvfs(tree.path("sys")).f_flag & os.ST_RDONLY)
+    except (OSError, AttributeError):
+        return False
+
+
+def try_thp():
+    """Whether memory that is advised now gets a transparent huge page: a trial
+    with 4 MiB of this process.  None if it cannot be found out."""
+    def on_huge_pages():
+        with open("/proc/self/smaps", errors="replace") as file:
+            return smaps.add_up_memory(smaps.parse(file)).thp
+    try:
+        before = on_huge_pages()
+        with mmap.mmap(-1, 2 * ARENA_SIZE, mmap.MAP_PRIVATE
+                       | mmap.MAP_ANONYMOUS) as memory:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+            for offset in range(0, len(memory), mmap.PAGESIZE):
+                memory[offset] = 1
+            return on_huge_pages() >= before + ARENA_SIZE
+    except (OSError, AttributeError):
+        return None
+
+
 def scan(root="/"):
     """Find out about the system that is below root.  Return System; never
     fails."""
@@ -355,14 +407,18 @@ def scan(root="/"):
     if machine is None and root == "/" and hasattr(os, "uname"):
         machine = os.uname().machine
     user = (status.get("Uid") or "").split()
-    nr_hugepages = tree.path(f"{_HUGEPAGES}/hugepages-2048kB/nr_hugepages")
+    nr_hugepages = f"{_HUGEPAGES}/hugepages-2048kB/nr_hugepages"
+    has_sys = os.path.isdir(tree.path("sys/kernel/mm"))
     return System(
+        has_proc=tree.text("proc/self/status") is not None,
+        has_sys=has_sys,
         kernel=tree.line("proc/sys/kernel/osrelease"),
         machine=machine,
         base_page_size=_scan_base_page_size(tree),
         default_huge_page_size=_kib(meminfo.get("Hugepagesize")),
         memory_available=_kib(meminfo.get("MemAvailable")),
-        pools=_scan_pools(tree),
+        pools=(_scan_pools(tree) if has_sys
+               else _pools_of_meminfo(tree, meminfo)),
         thp_enabled=tree.chosen(f"{_THP}/enabled"),
         thp_defrag=tree.chosen(f"{_THP}/defrag"),
         thp_size=tree.number(f"{_THP}/hpage_pmd_size"),
@@ -373,5 +429,6 @@ def scan(root="/"):
         address_space_limit=address_space_limit,
         data_limit=data_limit,
         user=_number(user[1]) if len(user) > 1 else None,
-        may_change_pool=os.access(nr_hugepages, os.W_OK),
+        may_change_pool=os.access(tree.path(nr_hugepages), os.W_OK),
+        is_confined=_is_confined(tree, (nr_hugepages, f"{_THP}/enabled")),
     )

@@ -2,10 +2,10 @@
 """
 
 import dataclasses
-import json
 import sys
 
-from . import KIB, MIB, mib, system, verdict
+from . import (
+    KIB, MIB, ToolError, as_json, metrics, mib, system, verdict)
 
 
 def _or_unknown(value):
@@ -50,10 +50,12 @@ def _facts(found):
         if len(pool.nodes) > 1:
             lines += [f"  node {node.number}: {_count(node.total)} pages, "
                       f"{_count(node.free)} free" for node in pool.nodes]
-    yield "huge pages", lines or ["the kernel has none"]
+    none = ("the kernel has none" if found.has_sys
+            else "not known: there is no /sys/kernel/mm to be read")
+    yield "huge pages", lines or [none]
 
     if found.thp_enabled is None:
-        lines = ["the kernel has none"]
+        lines = [none]
     else:
         size = "" if found.thp_size is None else f", {_size(found.thp_size)}"
         lines = [f"enabled {found.thp_enabled}, defrag "
@@ -87,8 +89,10 @@ def _facts(found):
                         ("data (RLIMIT_DATA)", found.data_limit)):
         if limit is not None:
             lines.append(f"limit of {name}: {_size(limit)}")
+    root = ("the host's root" if found.is_confined or not found.has_sys
+            else "root")
     lines.append("may change the pool" if found.may_change_pool
-                 else "may not change the pool (root may)")
+                 else f"may not change the pool ({root} may)")
     yield "this process", lines
 
 
@@ -110,7 +114,8 @@ def as_lines(facts, verdicts):
         lines += [f"  {line}" for line in details]
     lines += ["", "An interpreter started now, from the best tier down:"]
     for each in verdicts:
-        what = "works" if each.works else "would fall back"
+        what = {True: "works", False: "would fall back",
+                None: "unknown"}[each.works]
         room = ""
         if each.works and each.arenas is not None:
             room = f", room for {each.arenas:,}"
@@ -118,7 +123,8 @@ def as_lines(facts, verdicts):
     improvement = verdict.best_improvement(verdicts)
     lines.append("")
     if improvement is None:
-        lines.append("Nothing to improve.")
+        lines.append("Nothing to improve." if verdict.would_get_huge_pages(
+            verdicts) else "Nothing here can improve it.")
     else:
         lines += ["To improve it:", f"  {improvement}"]
     return lines
@@ -136,7 +142,7 @@ def as_dict(found, verdicts):
 
 def main(options, root="/"):
     """Return the exit status: 0 if an interpreter started now would get huge
-    pages, else 1."""
+    pages, else 1.  Raise ToolError if that cannot be found out."""
     if sys.platform == "win32":
         from . import windows
         found = windows.scan()
@@ -144,10 +150,21 @@ def main(options, root="/"):
         facts = _facts_windows(found)
     else:
         found = system.scan(root)
+        if root == "/":
+            found = dataclasses.replace(found, thp_tried=system.try_thp())
         verdicts = verdict.judge(found)
         facts = _facts(found)
-    if options.json:
-        print(json.dumps(as_dict(found, verdicts), indent=2))
+    form = options.format or ("json" if options.json else "text")
+    if form == "json":
+        print(as_json("system", as_dict(found, verdicts)))
+    elif form == "openmetrics":
+        print(metrics.of_system(found, verdicts), end="")
     else:
         print("\n".join(as_lines(facts, verdicts)))
-    return 0 if verdict.would_get_huge_pages(verdicts) else 1
+    if verdict.would_get_huge_pages(verdicts):
+        return 0
+    if any(each.works is None for each in verdicts):
+        raise ToolError("cannot find out what this system offers: there is no "
+                        "/sys/kernel/mm, and /proc tells too little; mount "
+                        "both, or ask on the host")
+    return 1

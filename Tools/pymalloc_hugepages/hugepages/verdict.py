@@ -11,33 +11,46 @@ import dataclasses
 import typing
 
 from . import ARENA_SIZE, mib, plural
+from .process import own_command
 
 
-POOL_FILE = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"
 THP_FILE = "/sys/kernel/mm/transparent_hugepage/enabled"
 
-# What the advice asks for where nothing tells how many are needed.
-EXAMPLE_PAGES = 128
+_NO_SYS = "there is no /sys/kernel/mm to be read"
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """Of one tier: "hugetlb", "thp", "plain" or, on Windows, "large pages".
 
-    works tells whether an interpreter started now would get it.  arenas is how
-    many it could get, None if nothing bounds them but memory.  improve is the
-    one command that would help most, or None.
+    works tells whether an interpreter started now would get it; None: that
+    cannot be found out.  arenas is how many it could get, None if nothing
+    bounds them but memory.  improve is the one command that would help most,
+    or None.
     """
 
     tier: str
-    works: bool
+    works: typing.Optional[bool]
     arenas: typing.Optional[int]
     reason: str
     improve: typing.Optional[str] = None
 
 
-def _reserve(pages):
-    return f"echo {pages} | sudo tee {POOL_FILE}"
+def _write(system, text, path):
+    """Command with which who asks can write to a file of root's."""
+    if system.is_confined:
+        return f"on the host: echo {text} | sudo tee {path}"
+    if system.user == 0:
+        return f"echo {text} >{path}"
+    return f"echo {text} | sudo tee {path}"
+
+
+def _reserve(system):
+    # How many pages are needed only the program tells.
+    command = f"{own_command()} reserve --for COMMAND"
+    if system.is_confined:
+        return f"on the host, as root: {command}"
+    return command if system.user == 0 else f"sudo {command}"
 
 
 def _available(pool, allowed_nodes):
@@ -63,6 +76,9 @@ def judge_hugetlb(system):
     """Verdict of the pool."""
     pool = system.pool(ARENA_SIZE)
     if pool is None:
+        if not system.has_sys and (not system.has_proc or system.pools):
+            return Verdict("hugetlb", None, None,
+                           f"not known: {_NO_SYS}")
         if system.default_huge_page_size is None and not system.pools:
             reason = "this kernel has no hugetlb pages (CONFIG_HUGETLBFS)"
         else:
@@ -81,13 +97,13 @@ def judge_hugetlb(system):
         if on_other_nodes:
             reason = (f"{state}, and none on the NUMA nodes that this process "
                       "may use")
-            improve = ("reserve pages on an allowed node: echo N | sudo tee "
-                       "/sys/devices/system/node/node"
-                       f"{system.allowed_nodes[0]}/hugepages/"
-                       "hugepages-2048kB/nr_hugepages")
+            improve = ("reserve pages on an allowed node: " + _write(
+                system, "N", "/sys/devices/system/node/node"
+                f"{system.allowed_nodes[0]}/hugepages/hugepages-2048kB/"
+                "nr_hugepages"))
         else:
             reason = "the pool is empty" if total == 0 else state
-            improve = _reserve(total + EXAMPLE_PAGES)
+            improve = _reserve(system)
         return Verdict("hugetlb", False, 0, reason, improve)
 
     arenas = available
@@ -104,26 +120,25 @@ def judge_hugetlb(system):
                        _raise_limit(tightest))
     if free < available:
         state += f"; the kernel would get {available - free:,} more on demand"
-    return Verdict("hugetlb", True, arenas, state,
-                   _reserve((pool.total or 0) + EXAMPLE_PAGES)
-                   if arenas < EXAMPLE_PAGES else None)
+    return Verdict("hugetlb", True, arenas, state, _reserve(system))
 
 
 def judge_thp(system):
     """Verdict of transparent huge pages."""
-    if system.thp_enabled is None:
-        return Verdict("thp", False, 0, "this kernel has no transparent huge "
-                       "pages (CONFIG_TRANSPARENT_HUGEPAGE)")
-    if system.thp_size is not None and ARENA_SIZE % system.thp_size != 0:
-        return Verdict("thp", False, 0, "a transparent huge page of this "
-                       f"kernel has {mib(system.thp_size)} and does not fit "
-                       "an arena of 2 MiB")
     if system.thp_allowed is False:
         return Verdict("thp", False, 0, "transparent huge pages are disabled "
                        "for this process and its children "
                        "(PR_SET_THP_DISABLE)", "start it from a process for "
                        "which they are not, for example another systemd unit "
                        "or login")
+    if system.thp_enabled is None:
+        return (_judge_thp_without_sys(system) if not system.has_sys else
+                Verdict("thp", False, 0, "this kernel has no transparent huge "
+                        "pages (CONFIG_TRANSPARENT_HUGEPAGE)"))
+    if system.thp_size is not None and ARENA_SIZE % system.thp_size != 0:
+        return Verdict("thp", False, 0, "a transparent huge page of this "
+                       f"kernel has {mib(system.thp_size)} and does not fit "
+                       "an arena of 2 MiB")
     # The setting of that size, if there is one, may leave it to the general.
     mode, path = system.thp_2mib_enabled, THP_FILE.replace(
         "enabled", "hugepages-2048kB/enabled")
@@ -132,14 +147,29 @@ def judge_thp(system):
     if mode == "never":
         return Verdict("thp", False, 0, f"{path} is \"never\": the memory is "
                        "advised, but stays on base pages",
-                       f"echo madvise | sudo tee {path}")
-    reason = f"{path} is \"{mode}\""
+                       _write(system, "madvise", path))
+    reason, improve = f"{path} is \"{mode}\"", None
+    if system.thp_tried:
+        return Verdict("thp", True, None, f"{reason}, and a trial got one")
     if system.thp_defrag == "never":
         reason += (", and defrag is \"never\": only huge pages that are free "
                    "at the moment are used")
-        return Verdict("thp", True, None, reason, "echo madvise | sudo tee "
-                       f"{THP_FILE.replace('enabled', 'defrag')}")
-    return Verdict("thp", True, None, reason)
+        improve = _write(system, "madvise",
+                         THP_FILE.replace("enabled", "defrag"))
+    if system.thp_tried is False:
+        return Verdict("thp", False, 0, f"{reason}, but a trial got none: no "
+                       "memory is free in pieces of 2 MiB, or a limit or the "
+                       "sandbox forbids them", improve)
+    return Verdict("thp", True, None, reason, improve)
+
+
+def _judge_thp_without_sys(system):
+    mount = "mount /sys (mount -t sysfs sysfs /sys), or ask on the host"
+    if system.thp_tried:
+        return Verdict("thp", True, None, f"a trial got one ({_NO_SYS})")
+    if system.thp_tried is False:
+        return Verdict("thp", False, 0, f"a trial got none ({_NO_SYS})", mount)
+    return Verdict("thp", None, None, f"not known: {_NO_SYS}", mount)
 
 
 def judge(system):
@@ -176,10 +206,13 @@ def would_get_huge_pages(verdicts):
 
 
 def best_improvement(verdicts):
-    """The one command that would help most, or None: that of the first tier
-    which does not work and could, else of the first that could do more."""
-    for works in False, True:
-        for verdict in verdicts:
-            if verdict.works is works and verdict.improve is not None:
-                return verdict.improve
-    return None
+    """The one command that would help most, or None.
+
+    Where transparent huge pages work, a pool adds little (docs/results.rst):
+    it is worth its memory only where they do not.
+    """
+    first = sorted(verdicts, key=lambda verdict: verdict.tier != "thp")
+    if first[0].works:
+        return first[0].improve
+    return next((verdict.improve for verdict in first
+                 if verdict.improve is not None), None)

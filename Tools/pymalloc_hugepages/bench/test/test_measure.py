@@ -55,7 +55,7 @@ class ConfigurationTests(unittest.TestCase):
                 (TOP / "docs/malloc.rst", f"    GLIBC_TUNABLES={recipe}\n"),
                 (TOP / "docs/containers.rst",
                  f"    Environment=GLIBC_TUNABLES={recipe}\n"),
-                (TOOLS / "hugepages/hugepages.1", recipe),
+                (TOOLS / "hugepages/pymalloc-hugepages.1", recipe),
                 (TOP / "Makefile.in", f"\nMALLOC = {recipe}\n")):
             self.assertIn(text, path.read_text())
 

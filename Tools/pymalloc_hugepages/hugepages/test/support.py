@@ -17,7 +17,7 @@ import sys
 import tempfile
 import unittest
 
-from hugepages import cli, process, reserve, run
+from hugepages import cli, process, reserve, run, smaps
 
 
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent
@@ -97,6 +97,9 @@ def mapping(start, mib, fields="", flags="rd wr mr mw me ac", name="",
     for field in fields.split():
         key, _, value = field.partition("=")
         values[key] = int(value)
+    # Unless it is said otherwise, no other process has it.
+    for key in "Pss", "Private_Dirty":
+        values.setdefault(key, values["Rss"])
     lines += [f"{key + ':':20}{value:5} kB" for key, value in values.items()]
     lines += ["THPeligible:           0", f"VmFlags: {flags} "]
     return "\n".join(lines) + "\n"
@@ -138,10 +141,12 @@ SMAPS = "".join([
     mapping(8191, 1, name="[stack]"),
 ])
 
-EXPECTED = process.Usage(
+EXPECTED = smaps.Usage(
     hugetlb_size=6 * MIB, hugetlb=6 * MIB, thp_size=20 * MIB, thp=18 * MIB,
-    other_hugetlb=(2 + 2 + 2 + 1024) * MIB,
-    other_thp=(2 + 2 + 2 + 2 + 4) * MIB)
+    thp_size_once=20 * MIB, thp_once=18 * MIB)
+# Of all of it, arenas and other.
+ALL_HUGETLB = (6 + 2 + 2 + 2 + 1024) * MIB
+ALL_THP = (18 + 2 + 2 + 2 + 2 + 4) * MIB
 
 
 class Tree:
@@ -166,12 +171,13 @@ class Tree:
     def add_process(self, pid, name="python", arguments=("python", "app.py"),
                     *, smaps=SMAPS, exe=process.MARKER, maps="", state="S",
                     parent=1, flags=0, start=100, environ="", children="",
-                    status=""):
+                    status="", cgroup="0::/\n"):
         stat = [state, parent, 0, 0, 0, 0, flags, *[0] * 12, start, 0, 0]
         files = {"stat": f"{pid} ({name}) " + " ".join(map(str, stat)),
                  "cmdline": "".join(arg + "\0" for arg in arguments),
                  "comm": name[:15] + "\n", "smaps": smaps, "maps": maps,
                  "exe": exe, "environ": environ, "status": status,
+                 "cgroup": cgroup,
                  f"task/{pid}/children": children}
         for file, data in files.items():
             self.write(f"proc/{pid}/{file}", data)

@@ -8,12 +8,12 @@ import sys
 import unittest
 from unittest import mock
 
-from hugepages import cli, run
+from hugepages import NAMES, VERSION, cli, process, program, run
 
 from .support import PACKAGE, TOOL, TestCase, requires_linux
 
 
-MANUAL = PACKAGE / "hugepages.1"
+MANUAL = PACKAGE / "pymalloc-hugepages.1"
 
 
 class CommandLineTests(TestCase):
@@ -80,7 +80,8 @@ class CommandLineTests(TestCase):
             found = re.findall(r'^\.SH "?(.*?)"?$', file.read(), re.M)
         self.assertEqual(found, [
             "NAME", "SYNOPSIS", "DESCRIPTION", "COMMANDS", "OPTIONS",
-            "EXIT STATUS", "ENVIRONMENT", "FILES", "EXAMPLES", "SEE ALSO"])
+            "EXIT STATUS", "JSON", "ENVIRONMENT", "FILES", "EXAMPLES",
+            "SEE ALSO"])
 
     @unittest.skipUnless(shutil.which("groff"), "needs groff")
     def test_manual_is_clean(self):
@@ -96,6 +97,33 @@ class CommandLineTests(TestCase):
             out, _ = self.tool(command, "--help")
             self.assertIn("--json", out)
             self.assertLessEqual(max(map(len, out.splitlines())), 80)
+
+    def test_version(self):
+        self.assertEqual(self.tool("--version"),
+                         (f"pymalloc-hugepages {VERSION}\n", ""))
+        with open(PACKAGE.parents[2] / "VERSION") as file:
+            self.assertEqual(file.read().strip(), VERSION)
+
+    def test_completion_needs_shtab(self):
+        for shtab in None, mock.Mock(__version__="1.5.5"):
+            with mock.patch.dict(sys.modules, shtab=shtab):
+                self.assertRegex(
+                    self.main("--completion", "bash")[2],
+                    r"\A.* needs the Python package shtab, 1.5.6 or .*\n\Z")
+        self.refuse("--completion", "fish", pattern="invalid choice: 'fish'")
+
+    def test_calls_itself_what_it_is_called(self):
+        for name in NAMES:
+            with mock.patch.object(sys, "argv", [f"/opt/bin/{name}"]):
+                self.assertEqual(program(), name)
+                self.assertEqual(process.own_command(), f"/opt/bin/{name}")
+                self.assertRegex(self.main("nonsense")[2],
+                                 rf"\A{name}: .*; see: {name} --help\n\Z")
+                help_text = cli.make_parser()[0].format_help()
+                self.assertIn(f"  {name} run -- python", help_text)
+                self.assertNotIn("%(", help_text)
+        with mock.patch.object(sys, "argv", ["python -m unittest"]):
+            self.assertEqual(process.own_command(), "hugepages.py")
 
     @requires_linux
     def test_runs_from_anywhere(self):
@@ -153,7 +181,7 @@ class CommandLineTests(TestCase):
         # The library's own modules must not believe that this is Windows.
         program = f"""
 import argparse, contextlib, dataclasses, json, os, re, shlex, shutil, signal
-import sys, tempfile, threading, time, typing
+import subprocess, sys, tempfile, threading, time, typing
 for name in "geteuid", "fchmod", "posix_spawnp", "wait4", "WNOHANG":
     delattr(os, name)
 for name in ("SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGPIPE",

@@ -1,5 +1,6 @@
 """Tests of run."""
 
+import dataclasses
 import json
 import mmap
 import os
@@ -78,6 +79,12 @@ class RunLineTests(unittest.TestCase):
                       self.line(statistics_line(6) + "\n"
                                 + statistics_line(7)))
 
+    def test_shared(self):
+        both = statistics_line(5, 0, 20) + "\n" + statistics_line(4, 0, 20)
+        text = run.as_line(dataclasses.replace(outcome(both), most_arenas=20))
+        self.assertIn("(sum of 2 processes; 20 hugetlb and THP at most if "
+                      "shared ones count once; the command itself", text)
+
     def test_sampled(self):
         seen = [run.Seen(5, True, 4, 1, 2)]
         self.assertIn("1 hugetlb, 2 THP, unknown plain (sampled, 4 looks);",
@@ -107,6 +114,7 @@ class RunLineTests(unittest.TestCase):
             "page_faults": {"minor": 3456, "major": 1},
             "patched": True,
             "peak_arenas": {"hugetlb": 2, "thp": 4, "plain": 3},
+            "most_arenas": 0,
             "sampled_processes": 1,
             "processes": [
                 {"pid": 5, "source": "statistics",
@@ -121,6 +129,19 @@ class SamplerTests(TestCase):
 
     def sampler(self):
         return run.Sampler(5, self.root)
+
+    def test_shared_arenas(self):
+        sampler = self.sampler()
+        shared = mapping(4096, 6, "AnonHugePages=6144 Pss=3072 "
+                         "Private_Dirty=0", "rd wr mr mw me ac nh")
+        self.tree.add_process(5, smaps=shared, children="6")
+        self.tree.add_process(6, smaps=shared, parent=5)
+        sampler.look()
+        self.assertEqual([each.thp for each in sampler.seen.values()], [3, 3])
+        self.assertEqual(sampler.most_arenas, 3)
+        self.tree.remove_process(6)
+        sampler.look()
+        self.assertEqual(sampler.most_arenas, 3)
 
     def test_highest_numbers(self):
         sampler = self.sampler()

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -20,14 +21,15 @@ import types
 import unittest
 from unittest import mock
 
-from hugepages import system, system_status, verdict, windows
+from hugepages import (
+    ToolError, system, system_status, verdict, windows)
 
-from .support import MIB, PACKAGE, POOL, TOOL, requires_linux
+from .support import MIB, PACKAGE, TOOL, requires_linux
 
 
 RECORDED = PACKAGE / "test" / "recorded"
 GIB = 1 << 30
-POOL_COMMAND = f"sudo tee /{POOL}/nr_hugepages"
+RESERVE = "hugepages.py reserve --for COMMAND"
 
 
 def lay_out(name, directory):
@@ -49,13 +51,13 @@ class RecordedTestCase(unittest.TestCase):
         lay_out(name, directory.name)
         return pathlib.Path(directory.name)
 
-    def run_status(self, tree, is_json=False):
+    def run_status(self, tree, is_json=False, form=None):
         """(exit status, output) of status on that tree."""
         output = io.StringIO()
         with contextlib.redirect_stdout(output), \
                 mock.patch.object(sys, "platform", "linux"):
-            status = system_status.main(types.SimpleNamespace(json=is_json),
-                                        str(tree))
+            status = system_status.main(
+                types.SimpleNamespace(json=is_json, format=form), str(tree))
         return status, output.getvalue()
 
 
@@ -219,9 +221,11 @@ class RobustnessTest(RecordedTestCase):
         with tempfile.TemporaryDirectory() as directory:
             found = system.scan(directory)
             self.assertEqual(found.pools, ())
-            status, output = self.run_status(directory)
-        self.assertEqual(status, 1)
-        self.assertIn("no hugetlb pages", output)
+            with self.assertRaisesRegex(ToolError, "cannot find out"):
+                self.run_status(directory)
+            verdicts = verdict.judge(found)
+        self.assertEqual([each.works for each in verdicts],
+                         [None, None, True])
 
     def test_each_file_missing_or_senseless(self):
         # Whatever a file says, there is an answer.
@@ -263,28 +267,31 @@ class VerdictTest(RecordedTestCase):
     EXPECTED = {
         "no-hugetlb": (0, False, 0, True,
                        ["CONFIG_HUGETLBFS"], None),
-        "empty-pool": (0, False, 0, True,
-                       ["the pool is empty"], f"echo 128 | {POOL_COMMAND}"),
+        # Where transparent huge pages work, a pool adds little.
+        "empty-pool": (0, False, 0, True, ["the pool is empty"], None),
         "two-nodes-in-use": (0, True, 27, True,
-                             ["32 pages, 29 free, 2 of those reserved"],
-                             f"echo 160 | {POOL_COMMAND}"),
-        "default-1gib": (0, True, 16, True, ["16 pages, 16 free"],
-                         f"echo 144 | {POOL_COMMAND}"),
+                             ["32 pages, 29 free, 2 of those reserved"], None),
+        "default-1gib": (0, True, 16, True, ["16 pages, 16 free"], None),
         "thp-never": (1, False, 0, False,
                       ["the pool is empty", "is \"never\""],
-                      f"echo 128 | {POOL_COMMAND}"),
+                      "echo madvise >/sys/kernel/mm/transparent_hugepage"),
         "thp-disabled": (1, False, 0, False, ["PR_SET_THP_DISABLE"],
-                         f"echo 128 | {POOL_COMMAND}"),
+                         "another systemd unit"),
         "cgroup-v1-limit": (0, True, 1, True,
                             ["limit of 8 MiB", "limit_in_bytes",
-                             "leaves 1 page"], "hugepages-2Mi"),
+                             "leaves 1 page"], None),
         "cgroup-v2-limit": (0, False, 0, True,
-                            ["limit of 0 MiB", "hugetlb.2MB.max"],
-                            "hugepages-2Mi"),
+                            ["limit of 0 MiB", "hugetlb.2MB.max"], None),
         "arm64-64k": (0, True, 32, False,
-                      ["has 512 MiB and does not fit"],
-                      f"echo 160 | {POOL_COMMAND}"),
+                      ["has 512 MiB and does not fit"], RESERVE),
     }
+
+    # What the verdict on the pool says would give more of it.
+    IMPROVE_POOL = {
+        "no-hugetlb": None, "cgroup-v1-limit": "hugepages-2Mi",
+        "cgroup-v2-limit": "hugepages-2Mi",
+        **dict.fromkeys(["empty-pool", "two-nodes-in-use", "default-1gib",
+                         "thp-never", "thp-disabled", "arm64-64k"], RESERVE)}
 
     def test_recorded(self):
         self.assertEqual({path.stem for path in RECORDED.glob("*.txt")},
@@ -306,10 +313,14 @@ class VerdictTest(RecordedTestCase):
                 text = "\n".join(each["reason"] for each in verdicts.values())
                 for reason in reasons:
                     self.assertIn(reason, text)
-                if improvement is None:
-                    self.assertIsNone(answer["improve"])
-                else:
-                    self.assertIn(improvement, answer["improve"])
+                for expected, found in (
+                        (improvement, answer["improve"]),
+                        (self.IMPROVE_POOL[name],
+                         verdicts["hugetlb"]["improve"])):
+                    if expected is None:
+                        self.assertIsNone(found)
+                    else:
+                        self.assertIn(expected, found)
 
     def test_text(self):
         # Every reason and the advice are in the text, too.
@@ -320,7 +331,7 @@ class VerdictTest(RecordedTestCase):
                 text = self.run_status(tree)[1]
                 for each in answer["verdicts"]:
                     self.assertIn(each["reason"], text)
-                self.assertIn(answer["improve"] or "Nothing to improve", text)
+                self.assertIn(answer["improve"] or "Nothing to improve.", text)
 
     def judge(self, **changes):
         """Verdicts of a system with a pool of 32 free pages, but for what is
@@ -372,6 +383,97 @@ class VerdictTest(RecordedTestCase):
         thp = self.judge(thp_defrag="never")[1]
         self.assertTrue(thp.works)
         self.assertIn("transparent_hugepage/defrag", thp.improve)
+        self.assertEqual(verdict.best_improvement([thp]), thp.improve)
+
+    def test_trial(self):
+        # It tells more than the settings.
+        thp = self.judge(thp_tried=True, thp_defrag="never")[1]
+        self.assertEqual((thp.works, thp.improve), (True, None))
+        self.assertIn("a trial got one", thp.reason)
+        thp = self.judge(thp_tried=False)[1]
+        self.assertIs(thp.works, False)
+        self.assertIn("a trial got none", thp.reason)
+        thp = self.judge(thp_tried=False, thp_defrag="never")[1]
+        self.assertIn("transparent_hugepage/defrag", thp.improve)
+
+    def test_who_asks(self):
+        # Everything is advised to those who can do it.
+        for changes, pool, thp in (
+                ({"user": 0}, RESERVE, "echo madvise >/sys/"),
+                ({"user": 1000}, "sudo hugepages.py reserve",
+                 "echo madvise | sudo tee /sys/"),
+                ({"user": 0, "is_confined": True},
+                 "on the host, as root: " + RESERVE,
+                 "on the host: echo madvise | sudo tee /sys/")):
+            with self.subTest(changes):
+                verdicts = self.judge(thp_enabled="never", **changes)
+                self.assertTrue(verdicts[0].improve.startswith(pool))
+                self.assertTrue(verdicts[1].improve.startswith(thp))
+
+
+class WithoutFileSystemsTest(RecordedTestCase):
+    """Where /sys or /proc is not mounted."""
+
+    def scan(self, *missing, **changes):
+        tree = self.tree("two-nodes-in-use")
+        for name in missing:
+            shutil.rmtree(tree / name)
+        return dataclasses.replace(system.scan(str(tree)), **changes)
+
+    def test_pool(self):
+        # /proc/meminfo has the pool of the default size.
+        found = self.scan("sys")
+        self.assertEqual(found.pools, (
+            system.Pool(2 * MIB, 32, 29, 2, 0, None, ()),))
+        hugetlb = verdict.judge_hugetlb(found)
+        self.assertEqual((hugetlb.works, hugetlb.arenas), (True, 27))
+        self.assertIsNone(verdict.judge_hugetlb(self.scan("sys",
+                                                          "proc")).works)
+        # No other pool.
+        pool = dataclasses.replace(found.pools[0], page_size=GIB)
+        found = dataclasses.replace(found, pools=(pool,))
+        self.assertIsNone(verdict.judge_hugetlb(found).works)
+
+    def test_thp(self):
+        for tried, works in (True, True), (False, False), (None, None):
+            thp = verdict.judge_thp(self.scan("sys", thp_tried=tried))
+            self.assertIs(thp.works, works)
+            self.assertIn("no /sys/kernel/mm", thp.reason)
+            self.assertNotIn("kernel has no", thp.reason)
+            self.assertEqual(thp.improve is None, works is True)
+        thp = verdict.judge_thp(self.scan("sys", thp_allowed=False,
+                                          thp_tried=False))
+        self.assertIn("PR_SET_THP_DISABLE", thp.reason)
+
+    def test_status(self):
+        tree = self.tree("empty-pool")
+        shutil.rmtree(tree / "sys")
+        for is_json in False, True:
+            with self.assertRaisesRegex(ToolError, "cannot find out"):
+                self.run_status(tree, is_json)
+        found = dataclasses.replace(system.scan(str(tree)), thp_tried=True)
+        with mock.patch.object(system, "scan", return_value=found):
+            status, output = self.run_status(tree)
+        self.assertEqual(status, 0)
+        self.assertIn("thp:         works: a trial got one", output)
+        self.assertIn("Nothing to improve.", output)
+        self.assertNotIn("the kernel has none", output)
+
+    def test_user_namespace(self):
+        tree = self.tree("empty-pool")
+        for users, writable, confined in (
+                ("0 0 4294967295", False, False), ("0 1000 1", False, True),
+                ("0 0 1", True, False), ("", False, False)):
+            (tree / "proc/self/uid_map").write_text(users)
+            with mock.patch.object(os, "access", return_value=writable):
+                self.assertIs(system.scan(str(tree)).is_confined, confined)
+
+    @requires_linux
+    def test_read_only(self):
+        flags = types.SimpleNamespace(f_flag=os.ST_RDONLY)
+        with mock.patch.object(os, "statvfs", return_value=flags), \
+                mock.patch.object(os, "access", return_value=False):
+            self.assertTrue(self.scan().is_confined)
 
 
 class WindowsTest(unittest.TestCase):
@@ -401,7 +503,8 @@ class WindowsTest(unittest.TestCase):
         with mock.patch.object(windows, "scan", return_value=found), \
                 mock.patch.object(sys, "platform", "win32"), \
                 contextlib.redirect_stdout(output):
-            status = system_status.main(types.SimpleNamespace(json=False))
+            status = system_status.main(types.SimpleNamespace(
+                json=False, format=None))
         self.assertEqual(status, 0)
         self.assertIn("held; the interpreter enables it", output.getvalue())
 
