@@ -6,8 +6,8 @@ runs once, with the garbage collector off; "all" runs every one of them, and
 --list prints their names.  Nothing is timed here: a run is meant to be
 measured from outside, as perf stat does.
 
-With --loops N, before the names, each runs N times in this one process, and
-prints the seconds that each turn took, a line each.
+With --loops N, each runs N times in this one process, and prints the seconds
+that each turn took, a line each.
 
 Nothing is imported but what every interpreter has loaded anyway, so that the
 figures are those of the workload.  All objects of a workload die when its
@@ -123,18 +123,20 @@ def main(args, workloads=WORKLOADS, script="bench_obmalloc.py",
 
     collector says whether the garbage collector is on while they run.
     """
-    if args == ["--list"]:
+    if "--list" in args:
         print("\n".join(workloads))
         return 0
     loops = 0
-    if args and args[0] == "--loops":
-        if len(args) < 2 or not args[1].isdecimal() or int(args[1]) < 1:
+    if "--loops" in args:
+        at = args.index("--loops")
+        number = "".join(args[at + 1:at + 2])
+        if not number.isdecimal() or int(number) < 1:
             print(f"{script}: --loops needs a number from 1 on",
                   file=sys.stderr)
             return 2
-        loops = int(args[1])
-        args = args[2:]
-    if not args or args[0] in ("-h", "--help"):
+        loops = int(number)
+        args = args[:at] + args[at + 2:]
+    if not args or "-h" in args or "--help" in args:
         print(f"usage: {script} [--loops N] NAME [NAME...] | all | --list",
               file=sys.stdout if args else sys.stderr)
         return 0 if args else 2

@@ -59,16 +59,27 @@ class WorkloadTests(ScratchDirectory):
                          (0, "", ""))
 
     def test_loops(self):
-        done = run(SCRIPT, "--loops", "3", "dict_churn")
-        self.assertEqual((done.returncode, done.stderr), (0, ""))
-        turns = [float(line) for line in done.stdout.splitlines()]
-        self.assertEqual(len(turns), 3)
+        for arguments in (["--loops", "3", "dict_churn"],
+                          ["dict_churn", "--loops", "3"]):
+            with self.subTest(arguments):
+                done = run(SCRIPT, *arguments)
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+                turns = [float(line) for line in done.stdout.splitlines()]
+                self.assertEqual(len(turns), 3)
         for bad in (["--loops"], ["--loops", "0", "dict_churn"],
-                    ["--loops", "x", "dict_churn"]):
+                    ["--loops", "x", "dict_churn"], ["dict_churn", "--loops"],
+                    ["dict_churn", "--loops", "0"]):
             with self.subTest(bad):
                 done = run(SCRIPT, *bad)
                 self.assertEqual((done.returncode, done.stdout), (2, ""))
                 self.assertRegex(done.stderr, r"\A.*--loops.*\n\Z")
+
+    def test_options_after_the_name(self):
+        done = run(SCRIPT, "dict_churn", "--list")
+        self.assertEqual((done.returncode, done.stdout.split()), (0, NAMES))
+        done = run(SCRIPT, "dict_churn", "--help")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertRegex(done.stdout, r"\Ausage: .*\n\Z")
 
     def test_programs(self):
         done = run(BENCH / "bench_programs.py", "--list")
