@@ -9,6 +9,7 @@ interpreters and settings, under perf stat or perf record.  Needs Linux, Python
 
 import os
 import random
+import shutil
 import signal
 import sys
 
@@ -193,7 +194,8 @@ def run_benchmark(options):
 
 def show(results, options):
     """Print the tables, draw the plot, write the page."""
-    print(report.render(results, options.format), end="", flush=True)
+    width = min(100, shutil.get_terminal_size((100, 25)).columns)
+    print(report.render(results, options.format, width), end="", flush=True)
     if options.plot:
         plot.draw(results, options.plot)
     if options.html:

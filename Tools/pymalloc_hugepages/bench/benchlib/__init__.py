@@ -8,6 +8,7 @@
     perf        one command under perf stat
     profile     one command under perf record
     measure     which run comes when, and what came out of it
+    significance    whether two samples differ by more than chance
     report      tables
     plot        the same as SVG
     page        the same as HTML

@@ -7,23 +7,23 @@ import tempfile
 from . import BenchError
 
 
-def write(path, text):
-    """Write a text to a file.  Raise OSError if that fails; then a file that
-    was there still is."""
+def write(path, text, failure="cannot write"):
+    """Write a text to a file.  Raise BenchError, which begins with failure, if
+    that fails; then a file that was there still is."""
     directory, name = os.path.split(os.path.abspath(path))
-    with tempfile.TemporaryDirectory(dir=directory) as temporary:
-        written = os.path.join(temporary, name)
-        with open(written, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(written, path)
+    try:
+        with tempfile.TemporaryDirectory(dir=directory) as temporary:
+            written = os.path.join(temporary, name)
+            with open(written, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.replace(written, path)
+    except OSError as error:
+        raise BenchError(f"{failure} {path!r}: {error.strerror}")
 
 
 def save(results, path):
     """Write results as JSON.  Raise BenchError if that fails."""
-    try:
-        write(path, json.dumps(results, indent=1) + "\n")
-    except OSError as error:
-        raise BenchError(f"cannot write {path!r}: {error.strerror}")
+    write(path, json.dumps(results, indent=1) + "\n")
 
 
 def load(path, form, what, advice):

@@ -6,7 +6,7 @@ import typing
 
 import bench_scale
 
-from . import machine, perf, profile
+from . import machine, perf, profile, significance
 from .measure import STARTUP, TURN_TIME
 from .memory import MIB
 
@@ -14,6 +14,15 @@ from .memory import MIB
 NOT_COUNTED = "not counted"
 NOT_RUN = "not run"
 GEOMETRIC_MEAN = "geometric mean"
+CHANGE = "change"
+
+# Before a change that is not significant, and what a reader is told of it.
+CHANCE = "~"
+CHANCE_NOTE = (f"{CHANCE}: not significant, chance alone may make such a "
+               f"difference (Mann-Whitney U test, p > {significance.LEVEL})")
+
+# Peak memory, as an event beside those of perf: resident and hugetlb pages.
+MEMORY = "peak_memory"
 
 _TIMES = (TURN_TIME, *perf.TIMES, *profile.PARTS)
 
@@ -22,6 +31,7 @@ _TITLES = {
     perf.WALL_TIME: "Wall clock",
     "user_time": "User time",
     "system_time": "System time",
+    MEMORY: "Peak memory",
     "page-faults": "Page faults",
     **{part: f"Processor time: {part}" for part in profile.PARTS},
 }
@@ -30,19 +40,19 @@ _TITLES = {
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """What the runs of one workload in one configuration gave for one event:
-    median, lower and upper quartile."""
+    median, lower and upper quartile, and the values, if they are known."""
     median: float
     low: float
     high: float
+    values: typing.Sequence[float] = dataclasses.field(
+        default=(), compare=False)
 
 
 def _sample(values):
-    if not values:
-        return None
     low, median, high = (
         statistics.quantiles(values, n=4, method="inclusive")
         if len(values) > 1 else values * 3)
-    return Sample(median, low, high)
+    return Sample(median, low, high, values)
 
 
 def samples(results):
@@ -55,14 +65,19 @@ def samples(results):
             by_key = values.setdefault(event, {})
             if value is not None:
                 by_key.setdefault(key, []).append(value)
-    order = _TIMES + ("page-faults",) + perf.EVENTS
+    order = (*_TIMES, MEMORY, "page-faults", *perf.EVENTS)
 
     def position(event):
         name = perf.base_name(event)
         return order.index(name) if name in order else len(order), event
 
-    return {event: {key: _sample(v) for key, v in values[event].items()}
-            for event in sorted(values, key=position)}
+    found = {event: {key: _sample(v) for key, v in by_key.items()}
+             for event, by_key in values.items()}
+    if results["memory"]:
+        found[MEMORY] = {
+            (m["workload"], m["configuration"]):
+            Sample(*[m["rss"] + m["hugetlb"]] * 3) for m in results["memory"]}
+    return {event: found[event] for event in sorted(found, key=position)}
 
 
 def title(event):
@@ -71,8 +86,24 @@ def title(event):
 
 
 def labels(results):
-    """The configurations' labels; the first is the baseline."""
+    """The configurations' labels."""
     return [c["label"] for c in results["configurations"]]
+
+
+def bases(results):
+    """{label: that of the configuration which it is compared with}, for all
+    that are: not for the first, nor for one that is another's base."""
+    configurations = results["configurations"]
+    first = configurations[0]["label"]
+    alone = {first, *(c.get("base") for c in configurations)}
+    return {c["label"]: c.get("base") or first for c in configurations
+            if c.get("base") or c["label"] not in alone}
+
+
+def base_as_text(results):
+    """What all are compared with, as text."""
+    first, *others = set(bases(results).values()) or labels(results)[:1]
+    return "the base of each" if others else first
 
 
 def change(sample, baseline):
@@ -82,17 +113,36 @@ def change(sample, baseline):
     return sample.median / baseline.median - 1
 
 
+def is_chance(sample, baseline):
+    """Whether two are known to have no significant difference."""
+    return (None not in (sample, baseline) and sample is not baseline
+            and min(len(sample.values), len(baseline.values)) > 0
+            and significance.p_value(sample.values, baseline.values)
+            > significance.LEVEL)
+
+
 def _percent(value):
     return "-" if value is None else f"{value:+.1%}"
 
 
-def _scale(event, baseline):
-    """How to write a row's figures: (divisor, decimals, unit)."""
+def _change(by_key, workload, label, base):
+    """The change of one configuration against another, as text."""
+    sample = by_key.get((workload, label))
+    baseline = by_key.get((workload, base))
+    value = change(sample, baseline)
+    is_marked = value is not None and is_chance(sample, baseline)
+    return (CHANCE if is_marked else "") + _percent(value)
+
+
+def _scale(event, sample):
+    """How to write figures like the sample: (divisor, decimals, unit)."""
+    if event == MEMORY:
+        return MIB, 1, " MiB"
     if event not in _TIMES:
         return 1, 0, ""
-    if baseline is not None and baseline.median < 1e8:
-        return 1e6, 1, " ms"
-    return 1e9, 3, " s"
+    if sample is None or sample.median >= 1e9:
+        return 1e9, 2, " s"
+    return 1e6, 0 if sample.median >= 1e8 else 1, " ms"
 
 
 def _cell(sample, scale, was_run):
@@ -101,6 +151,8 @@ def _cell(sample, scale, was_run):
     divisor, decimals, unit = scale
     median, low, high = (f"{value / divisor:,.{decimals}f}" for value in (
         sample.median, sample.low, sample.high))
+    if sample.low == sample.high:
+        return f"{median}{unit}"
     return f"{median}{unit} ({low}-{high})"
 
 
@@ -120,62 +172,74 @@ def _rows(workloads, names, cells):
             for workload in workloads]
 
 
-def _header(names):
-    """That of a table which compares each configuration with the first."""
-    return ["Workload", names[0]] + [
-        text for name in names[1:] for text in (name, "change")]
-
-
 def event_table(results, event, by_key):
     """One event: median and quartiles per configuration, and the change of
-    the median against the first; below, the geometric mean of the changes."""
+    the median against its base; below, the geometric mean of the changes."""
     was_run = {(r["workload"], r["configuration"]) for r in results["runs"]}
-    names = labels(results)
+    names, base = labels(results), bases(results)
 
     def cells(workload, name):
         key = workload, name
-        sample, baseline = by_key.get(key), by_key.get((workload, names[0]))
-        yield _cell(sample, _scale(event, baseline), key in was_run)
-        if name != names[0]:
-            yield _percent(change(sample, baseline))
+        first = next((by_key[workload, each] for each in names
+                      if (workload, each) in by_key), None)
+        yield _cell(by_key.get(key), _scale(event, first),
+                    event != MEMORY and key in was_run)
+        if name in base:
+            yield _change(by_key, workload, name, base[name])
 
+    header, means = ["Workload"], [GEOMETRIC_MEAN]
+    for name in names:
+        header.append(name)
+        means.append("")
+        if name in base:
+            header.append(CHANGE)
+            means.append(_mean(results, by_key, name, base[name]))
     rows = _rows(results["workloads"], names, cells)
-    means = _geometric_means(results, by_key)
-    if means:
-        rows.append([GEOMETRIC_MEAN, ""]
-                    + [text for mean in means for text in ("", mean)])
-    return Table(title(event), _header(names), rows)
+    if len(_lasting(results)) > 1 and base:
+        rows.append(means)
+    return Table(title(event), header, rows)
 
 
-def _geometric_mean(changes):
-    """The geometric mean of changes as text; "-" if one is not known."""
-    if None in changes or -1 in changes:
+def _lasting(results):
+    """The workloads without start-up, which is short and noisy."""
+    return [name for name in results["workloads"] if name != STARTUP]
+
+
+def _mean(results, by_key, label, base):
+    """The geometric mean of the changes of all workloads but start-up, as
+    text; "-" if one is not known."""
+    changes = [change(by_key.get((name, label)), by_key.get((name, base)))
+               for name in _lasting(results)]
+    if not changes or None in changes or -1 in changes:
         return _percent(None)
     return _percent(statistics.geometric_mean(
         1 + each for each in changes) - 1)
 
 
-def _geometric_means(results, by_key):
-    """For each configuration but the first, the geometric mean of the changes
-    of all workloads but start-up, as text.  None if there are not two
-    workloads, or one of them has no figure."""
-    baseline, *others = labels(results)
-    workloads = [name for name in results["workloads"] if name != STARTUP]
-    if len(workloads) < 2:
+def summary_table(results, by_event):
+    """The result: what run time and memory become with each configuration.
+    None where there is nothing to compare."""
+    event = TURN_TIME if by_event.get(TURN_TIME) else perf.WALL_TIME
+    times, peaks = by_event.get(event), by_event.get(MEMORY, {})
+    base, workloads = bases(results), _lasting(results)
+    if not times or not base or not workloads:
         return None
-    return [_geometric_mean([change(by_key.get((workload, label)),
-                                    by_key.get((workload, baseline)))
-                             for workload in workloads])
-            for label in others]
-
-
-def rivals(results):
-    """Labels: of the configurations without a switch, which are other ways to
-    run CPython, the baseline among them; and of those with one."""
-    found = [], []
-    for c in results["configurations"]:
-        found[c["switch"] is not None].append(c["label"])
-    return found
+    startup = [STARTUP] if STARTUP in results["workloads"] else []
+    columns = [[f"Against {base_as_text(results)}", GEOMETRIC_MEAN, "best",
+                "worst", *startup, "peak memory"]]
+    for label, other in base.items():
+        known = sorted((value, name) for name in workloads for value in [
+            change(times.get((name, label)), times.get((name, other)))]
+            if value is not None)
+        columns.append([
+            label, _mean(results, times, label, other),
+            *([f"{_change(times, name, label, other)} ({name})"
+               for _, name in known[:1] + known[-1:]] or ["-", "-"]),
+            *(_change(times, name, label, other) for name in startup),
+            _mean(results, peaks, label, other)])
+    header, *rows = map(list, zip(*columns))
+    return Table(f"Result: {title(event).lower()}, and peak memory", header,
+                 rows)
 
 
 def rival_tables(results, event, by_key):
@@ -183,42 +247,33 @@ def rival_tables(results, event, by_key):
     rival; and the geometric means, but for start-up, against each rival, if
     there are two workloads.
 
-    None of them where there are not two rivals, or nothing to compare with
-    them.
+    Rivals are the configurations without a switch, which are other ways to run
+    CPython.  There is no table where there are not two, or nothing to compare
+    with them, or more than one base.
     """
-    others, ours = rivals(results)
-    if len(others) < 2 or not ours or not by_key:
+    others = [c["label"] for c in results["configurations"]
+              if c["switch"] is None]
+    ours = [label for label in labels(results) if label not in others]
+    if (len(others) < 2 or not ours or not by_key
+            or len(set(bases(results).values())) > 1):
         return []
     names = labels(results)
-    workloads = results["workloads"]
-
-    def changes(label, rival, workloads):
-        return [change(by_key.get((workload, label)),
-                       by_key.get((workload, rival)))
-                for workload in workloads]
-
     rows = []
-    for workload in workloads:
+    for workload in results["workloads"]:
         fastest = min(
             (rival for rival in others if (workload, rival) in by_key),
             key=lambda rival: by_key[workload, rival].median, default=None)
         rows.append([workload, fastest or NOT_RUN] + [
-            _percent(*changes(name, fastest, [workload])) for name in names])
+            _change(by_key, workload, name, fastest) for name in names])
     found = [Table(f"{title(event)}: change against the fastest rival",
                    ["Workload", "fastest rival", *names], rows)]
-    lasting = [name for name in workloads if name != STARTUP]
-    if len(lasting) > 1:
-        means = [[rival] + [_geometric_mean(changes(label, rival, lasting))
-                            for label in ours] for rival in others]
-        found.append(Table(f"{title(event)}: {GEOMETRIC_MEAN} of the changes "
-                           "against each rival", ["Rival", *ours], means))
+    if len(_lasting(results)) > 1:
+        found.append(Table(
+            f"{title(event)}: {GEOMETRIC_MEAN} of the changes against each "
+            "rival", ["Rival", *ours],
+            [[rival, *(_mean(results, by_key, label, rival)
+                       for label in ours)] for rival in others]))
     return found
-
-
-def _peaks(results):
-    """{(workload, label): peak memory in MiB, resident and hugetlb pages}."""
-    return {(m["workload"], m["configuration"]):
-            (m["rss"] + m["hugetlb"]) / MIB for m in results["memory"]}
 
 
 def scale_tables(results, by_event):
@@ -232,13 +287,13 @@ def scale_tables(results, by_event):
     times = by_event.get(perf.WALL_TIME, {})
     faults = next((by_key for event, by_key in by_event.items()
                    if perf.base_name(event) == "page-faults"), {})
-    peaks = _peaks(results)
+    peaks = by_event.get(MEMORY, {})
 
     def time_of_unit(key):
         return times[key].median / units[key[0]] / 1e6
 
     def faults_per_mib(key):
-        return faults[key].median / peaks[key]
+        return faults[key].median / (peaks[key].median / MIB)
 
     first = next(iter(units))
     header = ["Workload"]
@@ -279,7 +334,7 @@ def profile_table(results, by_event):
 
 
 def memory_table(results):
-    """Which pages the workloads really got, and their peak memory."""
+    """Which pages the workloads really got at the peak of each."""
     peaks = {(m["workload"], m["configuration"]): m
              for m in results["memory"]}
     names = labels(results)
@@ -289,56 +344,25 @@ def memory_table(results):
         yield NOT_RUN if peak is None else " / ".join(
             f"{peak[kind] / MIB:.1f}" for kind in ("rss", "hugetlb", "thp"))
 
-    return Table("Peak memory and pages really used (MiB: resident / hugetlb "
-                 "/ transparent huge pages)", ["Workload", *names],
+    return Table("Pages really used (MiB: resident / hugetlb / THP)",
+                 ["Workload", *names],
                  _rows(results["workloads"], names, cells))
 
 
-def peak_table(results):
-    """Peak memory in all, and its change against the first configuration."""
-    peaks = _peaks(results)
-    names = labels(results)
-
-    def cells(workload, name):
-        peak = peaks.get((workload, name))
-        baseline = peaks.get((workload, names[0]))
-        yield NOT_RUN if peak is None else f"{peak:.1f}"
-        if name != names[0]:
-            yield _percent(peak / baseline - 1 if peak and baseline else None)
-
-    return Table("Peak memory (MiB: resident and hugetlb pages)",
-                 _header(names), _rows(results["workloads"], names, cells))
-
-
-def tables_by_event(results):
-    """All tables, as pairs of the event and the Table; the event is None for a
-    table that has not just one event's figures."""
-    by_event = samples(results)
-    found = [(event, event_table(results, event, by_key))
-             for event, by_key in by_event.items() if by_key]
-    if results.get("profiled"):
-        found.insert(0, (None, profile_table(results, by_event)))
-    for event in (TURN_TIME, perf.WALL_TIME):
-        found += [(None, table) for table in rival_tables(
-            results, event, by_event.get(event))]
-    found += [(None, table) for table in scale_tables(results, by_event)]
-    if results["memory"]:
-        if results.get("memory_runs", 1) > 1:
-            found.append((None, peak_table(results)))
-        found.append((None, memory_table(results)))
-    return found
-
-
 def tables(results):
-    """All tables."""
-    return [table for _, table in tables_by_event(results)]
-
-
-def _uncounted(results):
-    """Names of the events that no run has a number for."""
-    counted = {perf.base_name(event)
-               for event, by_key in samples(results).items() if by_key}
-    return [event for event in perf.EVENTS if event not in counted]
+    """All tables, that of the result first."""
+    by_event = samples(results)
+    found = [summary_table(results, by_event)]
+    if results.get("profiled"):
+        found.append(profile_table(results, by_event))
+    found += [event_table(results, event, by_key)
+              for event, by_key in by_event.items() if by_key]
+    for event in (TURN_TIME, perf.WALL_TIME):
+        found += rival_tables(results, event, by_event.get(event))
+    found += scale_tables(results, by_event)
+    if results["memory"]:
+        found.append(memory_table(results))
+    return [table for table in found if table is not None]
 
 
 def configuration_note(c):
@@ -351,13 +375,19 @@ def configuration_note(c):
     built = c["configure_args"] or "without arguments"
     variables = "".join(f"; {name}={value}"
                         for name, value in c.get("variables", ()))
+    if c.get("base"):
+        variables += f"; compared with {c['base']}"
     return (f"{c['label']}: Python {c['version'].split()[0]}, configure "
             f"{built}; switch {switch}; pool {pool}{variables}")
 
 
 def notes(results):
     """Lines that say what was measured, on what, and how."""
-    lines = [f"{results['date']}, seed {results['seed']}"]
+    counted = {perf.base_name(event)
+               for event, by_key in samples(results).items() if by_key}
+    lines = [f"{results['date']}, seed {results['seed']}"
+             + "".join(f", interrupted and resumed {date}"
+                       for date in results.get("resumed", ()))]
     lines += machine.as_lines(results["machine"])
     lines += map(configuration_note, results["configurations"])
     lines.append(
@@ -365,6 +395,8 @@ def notes(results):
         "interleaved in random order, "
         + (f"{results['warm_size'] / MIB:.0f} MiB touched and freed before "
            "each" if results["warm_size"] else "memory not warmed"))
+    if bases(results):
+        lines.append(CHANCE_NOTE)
     if results["warm_size"] and bench_scale.memory_needed(
             results["workloads"]) > results["warm_size"]:
         lines.append("Before each run of a workload that needs more memory "
@@ -382,9 +414,9 @@ def notes(results):
         lines.append("Processor time from samples of perf's cpu-clock; with "
                      "pages of 4 KiB, a part of their zeroing may be taken "
                      "for the rest of the kernel")
-    elif _uncounted(results):
-        lines.append("Not counted on this machine: "
-                     + ", ".join(_uncounted(results)))
+    elif set(perf.EVENTS) - counted:
+        lines.append("Not counted on this machine: " + ", ".join(
+            event for event in perf.EVENTS if event not in counted))
     return lines + [f"Problem: {problem}" for problem in results["problems"]]
 
 
@@ -409,6 +441,29 @@ def _aligned(row, widths, separator):
     first, *others = zip(row, widths)
     return separator.join([first[0].ljust(first[1]),
                            *(cell.rjust(width) for cell, width in others)])
+
+
+def _fitting(table, width):
+    """The table; or, where it is wider, several with the same rows and as many
+    columns as fit beside the first.  A change stays with its figure."""
+    first, *columns = zip(table.header, *table.rows)
+    groups = []
+    for column in columns:
+        if column[0] == CHANGE or column[0].startswith("against "):
+            groups[-1].append(column)
+        else:
+            groups.append([column])
+    parts, left = [], 0
+    for group in groups:
+        needed = sum(2 + max(map(len, column)) for column in group)
+        if not parts or needed > left:
+            parts.append([first])
+            left = width - max(map(len, first))
+        parts[-1] += group
+        left -= needed
+    for number, part in enumerate(parts):
+        header, *rows = map(list, zip(*part))
+        yield Table(table.title + " (continued)" * (number > 0), header, rows)
 
 
 def _as_text(table):
@@ -445,9 +500,13 @@ _STYLES = {
 FORMATS = tuple(_STYLES)
 
 
-def render(results, style):
-    """The whole report as text; style is one of FORMATS."""
+def render(results, style, width=100):
+    """The whole report as text; style is one of FORMATS.  Tables of plain text
+    are no wider than width, as far as that can be."""
     as_lines, bullet = _STYLES[style]
-    lines = [line for table in tables(results) for line in as_lines(table)]
+    found = tables(results)
+    if style == "text":
+        found = [part for table in found for part in _fitting(table, width)]
+    lines = [line for table in found for line in as_lines(table)]
     lines += [bullet + note for note in notes(results)]
     return "\n".join(lines) + "\n"

@@ -117,9 +117,11 @@ class FakeKernelPool(memory.Pool):
 
 
 def fake_results(**changes):
-    """Results of two configurations, two workloads, three rounds."""
-    faults = {"base": [1000, 1010, 990], "huge": [100, 101, 99]}
-    wall = {"base": [4e8, 5e8, 9e8], "huge": [2e8, 2.5e8, 3e8]}
+    """Results of two configurations, two workloads, five rounds."""
+    faults = {"base": [1000, 1010, 990, 995, 1005],
+              "huge": [100, 101, 99, 99.5, 100.5]}
+    wall = {"base": [4e8, 5e8, 9e8, 4.5e8, 7e8],
+            "huge": [2e8, 2.5e8, 3e8, 2.25e8, 2.75e8]}
     results = {
         "format": measure.FORMAT, "date": "2026-01-01T00:00:00+00:00",
         "machine": {"cpu": "A CPU", "virtual": True, "cores": 2,
@@ -127,7 +129,7 @@ def fake_results(**changes):
                     "kernel": "6.1", "distribution": "Debian",
                     "thp_enabled": "madvise", "thp_defrag": "madvise",
                     "nr_hugepages": "0", "perf": "perf version 6.1"},
-        "seed": 7, "rounds": 3, "warm_size": 0, "loops": 1, "memory_runs": 1,
+        "seed": 7, "rounds": 5, "warm_size": 0, "loops": 1, "memory_runs": 1,
         "profiled": False,
         "configurations": [
             {"label": label, "path": "/python", "switch": switch,
@@ -143,7 +145,7 @@ def fake_results(**changes):
                   "counts": {"page-faults": faults[label][i],
                              "duration_time": wall[label][i],
                              "cycles": None}}
-                 for label in ("base", "huge") for i in range(3)],
+                 for label in ("base", "huge") for i in range(5)],
         "problems": [],
     }
     results.update(changes)

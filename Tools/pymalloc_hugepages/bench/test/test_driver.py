@@ -12,14 +12,16 @@ import signal
 import subprocess
 import sys
 import unittest
+from unittest import mock
 
-from benchlib import measure, memory
+from benchlib import measure, memory, report
 from benchlib.progress import Progress
 import bench_driver
 import bench_programs
 import bench_scale
 
-from .support import DRIVER, NAMES, ProgramTestCase, run, setUpModule
+from .support import (
+    DRIVER, NAMES, ProgramTestCase, fake_results, run, setUpModule)
 
 TOP = pathlib.Path(__file__).resolve().parents[4]
 
@@ -121,7 +123,7 @@ class DriverTests(ProgramTestCase):
                           "system_time"])
         self.assertIn("instructions", results["not_counted"])
         self.assertEqual(results["runs"][0]["counts"]["system_time"], 0)
-        self.assertRegex(done.stdout, r"dict_churn +0\.250 s .* \+0\.0%")
+        self.assertRegex(done.stdout, r"dict_churn +250 ms .* ~\+0\.0%")
         self.assertRegex(done.stdout, "Not counted on this machine: .*cycles")
         again = run(DRIVER, "--report", self.path("r.json"), env=self.env)
         self.assertEqual((again.returncode, again.stdout), (0, done.stdout))
@@ -130,7 +132,7 @@ class DriverTests(ProgramTestCase):
         done = self.drive("--config", f"a={sys.executable},switch=0",
                           workload="startup")
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertRegex(done.stdout, r"startup +0\.250 s")
+        self.assertRegex(done.stdout, r"startup +250 ms")
 
     def test_loops(self):
         done = self.drive("--config", f"a={sys.executable}", "--loops", "3")
@@ -163,7 +165,7 @@ class DriverTests(ProgramTestCase):
         self.assertEqual({r["workload"] for r in self.results()["runs"]},
                          {"startup", "thread_server"})
         self.assertEqual(len(self.results()["memory"]), 2)
-        self.assertRegex(done.stdout, "Peak memory .MiB: resident and huge")
+        self.assertRegex(done.stdout, r"Peak memory\n")
         self.assertIn("peaks are medians of 3 runs", done.stdout)
 
     def test_memory_runs(self):
@@ -275,6 +277,15 @@ class DriverTests(ProgramTestCase):
         self.assert_one_line(done, "a mixed_sizes: no huge page was used", 1)
         self.assertIn("Problem: a mixed_sizes: no huge page", done.stdout)
 
+    def test_width(self):
+        options = bench_driver.parse_arguments(["--report", "x"])
+        for columns, width in ("80", 80), ("90", 90), ("300", 100):
+            with mock.patch.dict(os.environ, COLUMNS=columns), \
+                 mock.patch.object(report, "render") as render, \
+                 contextlib.redirect_stdout(io.StringIO()):
+                bench_driver.show(fake_results(), options)
+            render.assert_called_once_with(fake_results(), "text", width)
+
     def test_plot(self):
         done = self.drive("--config", f"a={sys.executable}",
                           "--plot", self.path("p.svg"))
@@ -312,7 +323,7 @@ class DriverTests(ProgramTestCase):
                 stdout = self.stop_driver(signum, "--config",
                                           f"a={sys.executable}")
                 self.assertEqual(len(self.results()["runs"]), 1)
-                self.assertRegex(stdout, r"dict_churn +0\.250 s")
+                self.assertRegex(stdout, r"dict_churn +250 ms")
                 self.assertIn(f"stopped by {signal.Signals(signum).name}",
                               stdout)
 

@@ -13,12 +13,12 @@ import unittest
 
 from benchlib import BenchError, page, plot, report
 
-from .support import DRIVER, ScratchDirectory, fake_results, run
+from .support import DRIVER, NAMES, ScratchDirectory, fake_results, run
 
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Elements without an end tag.
-VOID = {"meta", "img", "br", "link", "input", "hr"}
+VOID = {"meta", "wbr", "br", "link", "input", "hr"}
 
 
 class Document(html.parser.HTMLParser):
@@ -28,7 +28,8 @@ class Document(html.parser.HTMLParser):
         super().__init__()
         self.open = []
         self.problems = []
-        self.images = []
+        self.images = []        # what each picture says of itself
+        self.order = []         # of what a reader meets
         self.tables = []
         self.headings = []
         self.links = []
@@ -43,8 +44,10 @@ class Document(html.parser.HTMLParser):
         self.attributes += attributes
         if tag not in VOID:
             self.open.append(tag)
-        if tag == "img":
-            self.images.append(attributes)
+        if tag in ("table", "svg", "ul"):
+            self.order.append(tag)
+        if tag == "svg":
+            self.images.append("")
         if tag == "table":
             self.tables.append([])
         if tag == "tr":
@@ -63,6 +66,8 @@ class Document(html.parser.HTMLParser):
             self.json += data
         elif self.open and self.open[-1] in ("td", "th"):
             self.tables[-1][-1][-1] += data
+        elif self.open[-2:] == ["svg", "title"]:
+            self.images[-1] += data
         elif self.open and self.open[-1] in ("h1", "h2"):
             self.headings.append(data)
 
@@ -85,16 +90,29 @@ class PageTest(ScratchDirectory):
     def test_stands_alone(self):
         text = page.render(fake_results())
         document = Document(text)
-        self.assertTrue(document.links)
-        for link in document.links:
-            self.assertTrue(link.startswith("data:"), link[:80])
+        self.assertEqual(document.links, [])
         self.assertFalse(re.findall(r"@import|url\(", text))
         self.assertFalse([name for name in document.attributes
                           if name.startswith("on")])
 
     def test_images_say_what_they_show(self):
-        for image in Document(page.render(fake_results())).images:
-            self.assertIn("of each workload in percent of base", image["alt"])
+        images = Document(page.render(fake_results())).images
+        for event, text in zip(plot.shown_events(fake_results()), images):
+            self.assertEqual(text, f"{report.title(event)} of each workload "
+                             "in percent of base: base, huge")
+
+    def test_order(self):
+        # The result, what is wrong with it, plots, figures, and then how they
+        # came about.
+        results = fake_results(problems=["huge: trouble"])
+        text = page.render(results)
+        self.assertEqual(Document(text).order,
+                         ["table"] + ["svg"] * len(plot.shown_events(results))
+                         + ["table"] * (len(report.tables(results)) - 1)
+                         + ["ul"])
+        self.assertEqual(text.count("Problem: huge: trouble"), 1)
+        self.assertLess(text.index("huge: trouble"), text.index("<svg"))
+        self.assertGreater(text.index("A CPU"), text.rindex("</table>"))
 
     def test_uncounted_events(self):
         # They are named, and have neither a table nor a picture.
@@ -118,6 +136,15 @@ class PageTest(ScratchDirectory):
         slower["configurations"].reverse()
         self.assertTrue(re.search(r'<td class="more">\+\d',
                                   page.render(slower)))
+        for run_ in slower["runs"]:
+            run_["counts"]["duration_time"] *= 9 if run_["round"] > 3 else 1
+        text = page.render(slower)
+        self.assertTrue(re.search(r'<td class="chance">~\+\d', text))
+        for cell, kind in (("+0.1%", "more"), ("-0.1%", "less"), ("-", ""),
+                           ("+0.0%", ""), ("-0.0%", ""), ("~-0.1%", "chance"),
+                           ("-3.1% (first)", "less"), ("first", ""),
+                           ("+1234.5%", "more")):
+            self.assertEqual(page._kind(cell), kind, cell)
 
     def test_write(self):
         path = self.path("page.html")
@@ -177,8 +204,8 @@ class BrowserTest(unittest.TestCase):
         text = page.render(results)
         # Added here alone: it writes into the page what has become of it.
         probe = ("<script>addEventListener('load', () => { document.title = "
-                 "JSON.stringify([[...document.images].map("
-                 "i => i.complete && i.naturalWidth > 0 && i.width > 100), "
+                 "JSON.stringify([[...document.querySelectorAll('svg')].map("
+                 "i => i.clientWidth > 300 && i.clientHeight > 100), "
                  "JSON.parse(document.getElementById('results').textContent)"
                  ".seed, document.querySelectorAll('tbody tr').length, "
                  "performance.getEntriesByType('resource').filter("
@@ -194,6 +221,55 @@ class BrowserTest(unittest.TestCase):
         self.assertEqual(rows, sum(len(table.rows)
                                    for table in report.tables(results)))
         self.assertEqual(fetched, 0)
+
+    def look(self, script, width, *options):
+        """What the script finds in `page`, the page's document, in a window of
+        that width."""
+        results = fake_results(workloads=[*NAMES, "startup"])
+        results["runs"] = [dict(run_, workload=name)
+                           for run_ in results["runs"]
+                           for name in results["workloads"]]
+        done = self.open_page(
+            f"<iframe width={width} height=900 frameborder=0 "
+            f'srcdoc="{html.escape(page.render(results))}"></iframe>'
+            "<script>addEventListener('load', () => {"
+            "const page = frames[0].document;"
+            "const style = e => frames[0].getComputedStyle(e);"
+            f"document.title = JSON.stringify({script}); }});</script>",
+            "--dump-dom", "--virtual-time-budget=5000", *options)
+        return json.loads(html.unescape(
+            re.search("<title>(.*?)</title>", done.stdout)[1]))
+
+    def test_phone(self):
+        # Nothing needs a scroll to the right, and all changes can be seen.  No
+        # letter is smaller than 11 pixels.
+        width, needed, tables, letters = self.look("""[
+            frames[0].innerWidth, page.documentElement.scrollWidth,
+            [...page.querySelectorAll('table')].map(table => [
+                table.getBoundingClientRect().right, [...table.rows[0].cells]
+                .filter(cell => style(cell).display != 'none')
+                .map(cell => cell.dataset.of || cell.innerText)]),
+            Math.min(...[...page.querySelectorAll('svg text')].map(
+                text => 12 * text.getScreenCTM().a))]""", 400)
+        self.assertEqual(width, 400)
+        self.assertLessEqual(needed, width)
+        self.assertEqual(tables[0][1], ["Against base", "huge"])
+        self.assertEqual(tables[1][1], ["Workload", "base", "huge"])
+        for right, _ in tables:
+            self.assertLessEqual(right, 400)
+        self.assertGreaterEqual(letters, 11)
+
+    def test_dark(self):
+        # The plots have no ground of their own, and ink that can be read.
+        script = """[['svg', 'backgroundColor'], ['svg text', 'fill'],
+                     ['svg .stock', 'stroke']].map(([selector, name]) => [
+            ...new Set([...page.querySelectorAll(selector)].map(
+                e => style(e)[name]))])"""
+        for scheme, ink in (0, "rgb(221, 221, 221)"), (1, "rgb(34, 34, 34)"):
+            grounds, texts, lines = self.look(
+                script, 900, f"--blink-settings=preferredColorScheme={scheme}")
+            self.assertEqual(grounds, ["rgba(0, 0, 0, 0)"])
+            self.assertEqual((texts, lines), ([ink], [ink]))
 
     def test_console(self):
         # Problems of the page are messages on the console.

@@ -33,10 +33,47 @@ class PlotTests(ScratchDirectory):
             self.assertIn(word, text)
         self.assertNotIn("cycles", text)
 
+    def test_memory(self):
+        results = fake_results(workloads=["first"], runs=[
+            dict(run_, counts={"duration_time": 1})
+            for run_ in fake_results()["runs"]], memory=[
+            {"configuration": label, "workload": "first", "thp": 0,
+             "rss": rss << 20, "hugetlb": hugetlb << 20}
+            for label, rss, hugetlb in (("base", 10, 0), ("huge", 3, 3))])
+        root = self.draw(results)
+        self.assertIn("Peak memory", "".join(root.itertext()))
+        # One figure each, without quartiles, in the second panel.
+        *_, [base], [huge] = self.paths(root, "bar")
+        self.assertEqual((base[0], huge[0]), (base[2], huge[2]))
+        _, [line] = self.paths(root, "stock")
+        self.assertEqual(base[0], line[0])
+        # From 100 to 60 percent.
+        zero, = (float(text.get("x")) for text in root.iter(
+            "{http://www.w3.org/2000/svg}text")
+            if text.text == "0" and float(text.get("y")) > 200)
+        self.assertAlmostEqual((huge[0] - zero) / (line[0] - zero), 0.6,
+                               delta=0.01)
+
+    def test_what_is_not_significant_is_a_ring(self):
+        results = fake_results(workloads=["first"])
+        self.assertEqual(self.paths(self.draw(results), "ring"), [])
+        for run_ in results["runs"]:
+            # As far apart as before, but from one run to the next as well.
+            run_["counts"]["duration_time"] *= 5 if run_["round"] > 3 else 1
+        root = self.draw(results)
+        [[ring]] = self.paths(root, "ring")
+        # Around the place where the dot would be, with its bar through it.
+        [_, [bar], *_] = self.paths(root, "bar")
+        self.assertEqual(ring[1], bar[1])
+        self.assertTrue(bar[0] < ring[0] + 3 < bar[2])
+        self.assertEqual(len(self.paths(root, "dot")), 5)
+        self.assertIn("rings are such as are not significant",
+                      " ".join("".join(root.itertext()).split()))
+
     def test_chosen_events(self):
         text = "".join(self.draw(self.many_results()).itertext())
-        for title in ("One turn in a loop", "Wall clock", "Page faults",
-                      "dTLB-load-misses"):
+        for title in ("One turn in a loop", "Wall clock", "Peak memory",
+                      "Page faults", "dTLB-load-misses"):
             self.assertIn(title, text)
         self.assertNotIn("cycles", text)
         self.assertIn("cycles", plot.render(self.many_results(), ["cycles"]))
@@ -45,8 +82,9 @@ class PlotTests(ScratchDirectory):
         root = self.draw(fake_results(workloads=["first"]))
         # A line at 100 in each panel, and a dot for each configuration in
         # the legend and in each panel.
-        [[line], [_]] = self.paths(root, "stock")
-        [_], [_], [base], [huge], [_], [_] = self.paths(root, "dot")
+        [[line], [_], [_]] = self.paths(root, "stock")
+        [_], [_], [base], [huge], *others = self.paths(root, "dot")
+        self.assertEqual(len(others), 2)
         self.assertEqual(base[0], line[0])
         self.assertLess(base[1], huge[1])
         [[base_bar], [huge_bar], *_] = self.paths(root, "bar")
@@ -73,7 +111,7 @@ class PlotTests(ScratchDirectory):
         self.assertEqual([len(dots) for dots in self.paths(root, "dot")],
                          [1] * 6)
         results = fake_results()
-        del results["runs"][:3]
+        del results["runs"][:5]
         self.assertEqual(len(self.paths(self.draw(results), "dot")), 2)
 
     def test_fits_every_width(self):
@@ -98,7 +136,8 @@ class PlotTests(ScratchDirectory):
         text = plot.render(fake_results())
         light, dark = text.split("@media (prefers-color-scheme: dark)")
         self.assertIn("color-scheme: light dark", light)
-        for rule in r"text \{ fill: (#\w+); \}", r"\.stock .*stroke: (#\w+);":
+        for rule in (r"\.plot text \{ fill: (#\w+); \}",
+                     r"\.stock .*stroke: (#\w+);"):
             for part, background in (light, "#fff"), (dark, "#222"):
                 colour = re.search(rule, part)[1]
                 self.assertGreater(self.contrast(colour, background), 7)

@@ -1,19 +1,33 @@
 """Tests of the tables, and of files of results."""
 
 import json
+import re
 from unittest import mock
 
-from benchlib import BenchError, files, measure, page, plot, profile, report
+from benchlib import (
+    BenchError, files, measure, page, plot, profile, report, significance)
 from hugepages import malloc
 
 from .support import ScratchDirectory, fake_results
 
 
+# Two samples, and the probability that chance makes such a difference.
+SIGNIFICANCE = (
+    ([1, 2, 3, 4, 5], [6, 7, 8, 9, 10], 0.012185780355344813),
+    ([1, 2, 3], [4, 5, 6], 0.08085559837005224),
+    ([4, 4, 8, 8, 8, 12], [8, 12, 12, 16, 4, 12, 20], 0.08915882419322943),
+    ([10, 11, 12, 17, 18, 19, 11], [11, 13, 10, 19, 20, 18.6, 21],
+     0.303475117167465),
+    ([5, 5, 5], [5, 5, 5, 5], 1),
+    ([1], [2], 1),
+)
+
+
 class ReportTests(ScratchDirectory):
     def test_figures(self):
         by_key = report.samples(fake_results())
-        self.assertEqual(list(by_key), ["duration_time", "page-faults",
-                                        "cycles"])
+        self.assertEqual(list(by_key), ["duration_time", "peak_memory",
+                                        "page-faults", "cycles"])
         self.assertEqual(by_key["duration_time"]["first", "base"],
                          report.Sample(5e8, 4.5e8, 7e8))
         self.assertEqual(by_key["cycles"], {})
@@ -21,8 +35,7 @@ class ReportTests(ScratchDirectory):
     def test_text(self):
         text = report.render(fake_results(problems=["huge: trouble"]), "text")
         lines = [" ".join(line.split()) for line in text.splitlines()]
-        self.assertIn("first 0.500 s (0.450-0.700) 0.250 s (0.225-0.275) "
-                      "-50.0%", lines)
+        self.assertIn("first 500 ms (450-700) 250 ms (225-275) -50.0%", lines)
         self.assertIn("first 1,000 (995-1,005) 100 (100-100) -90.0%", lines)
         self.assertIn("second not run not run -", lines)
         self.assertIn("first not run 3.0 / 4.0 / 0.0", lines)
@@ -49,6 +62,10 @@ class ReportTests(ScratchDirectory):
                 8 if run_["configuration"] == "base" else 1)
         self.assertRegex(report.render(results, "text"),
                          r"first +62\.5 ms \(56\.2-87\.5\) +250\.0 ms")
+        for run_ in results["runs"]:
+            run_["counts"]["duration_time"] *= 40
+        self.assertRegex(report.render(results, "text"),
+                         r"first +2\.50 s \(2\.25-3\.50\) +10\.00 s")
 
     def test_geometric_mean(self):
         results = fake_results(workloads=["first", "second", "startup"])
@@ -62,19 +79,26 @@ class ReportTests(ScratchDirectory):
         text = report.render(results, "text")
         # The mean of 0.5 and 1.
         self.assertRegex(text, r"geometric mean +-29\.3%\n")
-        self.assertEqual(text.count("geometric mean"), 2)
+        # In the result, and below wall clock, peak memory and page faults.
+        self.assertEqual(text.count("geometric mean"), 4)
         # Of the page faults there is only one workload's figure.
         self.assertRegex(text, r"geometric mean +-\n")
-        self.assertNotIn("geometric mean", report.render(
-            fake_results(workloads=["first", "startup"]), "text"))
+        # That of one workload is in the result alone.
+        self.assertEqual(report.render(fake_results(
+            workloads=["first", "startup"]), "text").count("geometric mean"),
+            1)
 
     def test_turns(self):
         results = fake_results(loops=4)
         for run_ in results["runs"]:
             run_["counts"][measure.TURN_TIME] = 2e8
+        result, turns, *_ = report.tables(results)
+        self.assertEqual(result.title, "Result: one turn in a loop in one "
+                         "process, and peak memory")
+        self.assertEqual(turns.title, "One turn in a loop in one process")
+        self.assertEqual(turns.rows[0],
+                         ["first", "200 ms", "200 ms", "~+0.0%"])
         lines = report.render(results, "text").splitlines()
-        self.assertEqual(lines[0], "One turn in a loop in one process")
-        self.assertRegex(lines[4], r"first +0\.200 s .* \+0\.0%")
         self.assertTrue(any("takes 4 turns" in line for line in lines))
 
     def test_profile(self):
@@ -91,8 +115,7 @@ class ReportTests(ScratchDirectory):
                 ["second, base"] + ["not run"] * 5,
                 ["second, huge"] + ["not run"] * 5])
         lines = self.lines(results)
-        self.assertIn("first 5.0 ms (5.0-5.0) 10.0 ms (10.0-10.0) +100.0%",
-                      lines)
+        self.assertIn("first 5.0 ms 10.0 ms +100.0%", lines)
         self.assertFalse([line for line in lines if "Not counted" in line])
 
     def test_label_with_a_plus(self):
@@ -107,8 +130,128 @@ class ReportTests(ScratchDirectory):
             self.assertIn("GLIBC_TUNABLES=" + malloc.as_text(), text)
             self.assertRegex(text, r"thp\+malloc +\|? *change")
         self.assertIn(">thp+malloc</text>", plot.render(results))
-        self.assertIn("<th scope=\"col\">thp+malloc</th>",
-                      page.render(results))
+        self.assertRegex(page.render(results),
+                         "<th[^>]*>thp\\+malloc</th>")
+
+    def result_of(self, seconds, workloads, bases=()):
+        """Results with the wall clock of each run, by label and workload, and
+        peak memory of as many MiB as the label has letters."""
+        first = fake_results()["configurations"][0]
+        return fake_results(
+            workloads=workloads,
+            configurations=[dict(first, label=label, base=dict(bases).get(
+                label)) for label in seconds],
+            memory=[{"configuration": label, "workload": name, "thp": 0,
+                     "rss": len(label) << 20, "hugetlb": 0}
+                    for label in seconds for name in workloads],
+            runs=[{"configuration": label, "workload": name, "round": i,
+                   "counts": {"duration_time": value * 1e9}}
+                  for label, by_workload in seconds.items()
+                  for name, values in zip(workloads, by_workload)
+                  for i, value in enumerate(values)])
+
+    def test_result_comes_first(self):
+        exactly_4, about_4 = [4, 4.01, 4.02, 4.03], [2, 3.9, 4.2, 9]
+        results = self.result_of({
+            "base": [exactly_4, exactly_4, exactly_4],
+            "quick": [[1, 1.01, 1.02, 1.03], about_4, [8, 8.1, 8.2, 8.3]]},
+            ["first", "second", "startup"])
+        result = report.tables(results)[0]
+        self.assertEqual(result.title,
+                         "Result: wall clock, and peak memory")
+        self.assertEqual([result.header, *result.rows], [
+            ["Against base", "quick"], ["geometric mean", "-49.5%"],
+            ["best", "-74.7% (first)"], ["worst", "~+0.9% (second)"],
+            ["startup", "+103.0%"], ["peak memory", "+25.0%"]])
+        results["workloads"] = ["first", "second"]
+        result = report.tables(results)[0]
+        self.assertEqual([row[0] for row in result.rows], [
+            "geometric mean", "best", "worst", "peak memory"])
+        # What was not run has no figure; what was not measured no table.
+        results["runs"] = [run_ for run_ in results["runs"]
+                           if run_["configuration"] == "base"]
+        self.assertEqual([row[1] for row in report.tables(results)[0].rows],
+                         ["-", "-", "-", "+25.0%"])
+        del results["configurations"][1]
+        self.assertEqual(report.tables(results)[0].title, "Wall clock")
+        self.assertNotIn(report.CHANCE, report.render(results, "text"))
+
+    def test_start_up_within_its_own_spread_is_marked(self):
+        # A median 55 % higher, and quartiles that overlap.
+        results = self.result_of(
+            {"base": [[10, 11, 12, 17, 18, 19, 11]],
+             "thp": [[11, 13, 10, 19, 20, 18.6, 21]]}, ["startup"])
+        self.assertEqual(self.table(results, "Wall clock")[1:], [
+            ["startup", "12.00 s (11.00-17.50)", "18.60 s (12.00-19.50)",
+             "~+55.0%"]])
+        self.assertIn(report.CHANCE_NOTE, self.lines(results))
+        self.assertIn('<td class="chance">~+55.0%</td>', page.render(results))
+
+    def test_each_is_compared_with_its_base(self):
+        def runs(value):
+            return [[value, value + 0.01, value + 0.02, value + 0.03]]
+
+        results = self.result_of(
+            {"stock11": runs(1), "stock14": runs(10), "thp11": runs(0.5),
+             "thp14": runs(9)}, ["first"],
+            {"thp14": "stock14", "thp11": "stock11"})
+        self.assertEqual(self.table(results, "Wall clock")[0],
+                         ["Workload", "stock11", "stock14", "thp11", "change",
+                          "thp14", "change"])
+        self.assertEqual(self.table(results, "Wall clock")[1][-3::2],
+                         ["-49.3%", "-10.0%"])
+        result = report.tables(results)[0]
+        self.assertEqual(result.header,
+                         ["Against the base of each", "thp11", "thp14"])
+        self.assertEqual(result.rows[0][1:], ["-49.3%", "-10.0%"])
+        self.assertEqual(result.rows[-1][1:], ["-28.6%"] * 2)
+        text = report.render(results, "text")
+        self.assertIn("pool 5 huge pages for the largest workload; compared "
+                      "with stock14", text)
+        self.assertNotIn("rival", text)
+        percent = plot._percentages(
+            results, report.samples(results)["duration_time"])
+        self.assertAlmostEqual(percent["first", "thp14"][0], 90.0, places=1)
+        self.assertEqual(percent["first", "stock14"][0], 100)
+        self.assertIn("In percent of the base of each", plot.render(results))
+
+    def test_tables_fit_the_terminal(self):
+        labels = ["stock", *(f"configuration-{i}" for i in range(6))]
+        results = self.result_of(
+            {label: [[0.212345, 0.209, 0.25, 0.3]] * 2 for label in labels},
+            ["small_object_churn", "startup"])
+        whole = self.table(results, "Wall clock")
+        for width in 80, 100:
+            text = report.render(results, "text", width)
+            tables, _ = text.rsplit("\n\n", 1)
+            self.assertLessEqual(max(map(len, tables.splitlines())), width)
+            # Each column is there once, a change beside its figure.
+            parts = [part for part in re.split(r"(?m)^(?=\w.*\n\n)", tables)
+                     if part.startswith("Wall clock")]
+            self.assertGreater(len(parts), 2)
+            header = []
+            for number, part in enumerate(parts):
+                title, _, head, _, *rows = part.splitlines()
+                self.assertEqual(title, "Wall clock" + (
+                    " (continued)" if number else ""))
+                head, row = (re.split("  +", line) for line in (head, rows[0]))
+                self.assertEqual(head[0], "Workload")
+                self.assertEqual(row[0], "small_object_churn")
+                header += head[1:]
+            self.assertEqual(header, whole[0][1:])
+        # Others are not cut: a page can scroll.
+        self.assertIn(" | ".join(["configuration-4", "change"]), " | ".join(
+            report.render(results, "markdown").replace("|", " ").split()))
+        # What is wider than all is shown as it is.
+        self.assertIn("small_object_churn", report.render(results, "text", 10))
+
+    def test_significance(self):
+        # As scipy.stats.mannwhitneyu(..., method="asymptotic") has it.
+        for first, second, expected in SIGNIFICANCE:
+            self.assertAlmostEqual(significance.p_value(first, second),
+                                   expected, places=12)
+            self.assertAlmostEqual(significance.p_value(second, first),
+                                   expected, places=12)
 
     def test_variables(self):
         results = fake_results()
@@ -161,9 +304,9 @@ class ReportTests(ScratchDirectory):
             self.table(results,
                        "Wall clock: change against the fastest rival"),
             [["Workload", "fastest rival", "base", "other", "huge"],
-             ["first", "base", "+0.0%", "+25.0%", "-50.0%"],
-             ["second", "other", "+100.0%", "+0.0%", "-50.0%"],
-             ["startup", "base", "+0.0%", "+100.0%", "+200.0%"]])
+             ["first", "base", "+0.0%", "~+25.0%", "~-50.0%"],
+             ["second", "other", "~+100.0%", "+0.0%", "~-50.0%"],
+             ["startup", "base", "+0.0%", "~+100.0%", "~+200.0%"]])
         # Those of 1/2 and 1/4, and of 2/5 and 1/2.
         self.assertEqual(
             self.table(results, "Wall clock: geometric mean of the changes "
@@ -174,7 +317,7 @@ class ReportTests(ScratchDirectory):
         self.assertEqual(
             self.table(results, "Wall clock: change against the fastest "
                        "rival")[2],
-            ["second", "base", "+0.0%", "-", "-75.0%"])
+            ["second", "base", "+0.0%", "-", "~-75.0%"])
         self.assertEqual(
             self.table(results, "Wall clock: geometric mean of the changes "
                        "against each rival")[2], ["other", "-"])
@@ -204,17 +347,16 @@ class ReportTests(ScratchDirectory):
             [[names[0], "256.0", "+0.0%", "not run", "-"],
              [names[1], "256.0", "+0.0%", "not run", "-"]])
 
-    def test_peak_memory_of_several_runs(self):
-        title = "Peak memory (MiB: resident and hugetlb pages)"
+    def test_peak_memory(self):
         results = fake_results(memory=[
             {"configuration": label, "workload": "first", "thp": 0,
              "rss": rss << 20, "hugetlb": hugetlb << 20}
             for label, rss, hugetlb in (("base", 10, 0), ("huge", 3, 6))])
-        self.assertNotIn(title, self.lines(results))
+        self.assertEqual(self.table(results, "Peak memory")[1:], [
+            ["first", "10.0 MiB", "9.0 MiB", "-10.0%"],
+            ["second", "not run", "not run", "-"],
+            ["geometric mean", "", "", "-"]])
         results["memory_runs"] = 9
-        self.assertEqual(self.table(results, title)[1:], [
-            ["first", "10.0", "9.0", "-10.0%"],
-            ["second", "not run", "not run", "-"]])
         self.assertTrue(any("peaks are medians of 9 runs" in line
                             for line in self.lines(results)))
 
