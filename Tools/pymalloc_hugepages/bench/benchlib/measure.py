@@ -45,6 +45,9 @@ TRIES = 5
 # Version of the form of the results.
 FORMAT = 1
 
+# The values of PYTHON_PYMALLOC_HUGEPAGES.
+SWITCHES = ("on", "1", "thp", "hugetlb", "off", "0")
+
 
 @dataclasses.dataclass(frozen=True)
 class Configuration:
@@ -100,6 +103,9 @@ def parse_configuration(text):
             f"not a configuration: {text!r}; it must be "
             "LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES]"
             "[,env=NAME=VALUE...]")
+    if match["switch"] not in (None, *SWITCHES):
+        raise BenchError(f"{match['label']}: no switch {match['switch']!r}; "
+                         f"there are: {', '.join(SWITCHES)}")
     path = shutil.which(match["path"])
     if path is None:
         raise BenchError(f"{match['label']}: {match['path']!r} is no program "

@@ -224,6 +224,8 @@ class DriverTests(ProgramTestCase):
         for arguments, pattern in (
                 ((*good, "--workload", "nonsense"), "no workload 'nonsense'"),
                 (("--config", "a=/nonexistent"), "'/nonexistent' is no prog"),
+                (("--config", f"a={sys.executable},switch=foo"),
+                 "a: no switch 'foo'; there are: on, 1, thp, hugetlb, off, 0"),
                 ((*good, *good), "two configurations are called 'a'"),
                 ((*good, "--runs", "0"), "--runs must be 1 or more"),
                 ((*good, "--warm", "-1"), "--warm must be 0 or more"),

@@ -65,10 +65,18 @@ class ConfigurationTests(unittest.TestCase):
                      f"a={path},pool=some", f"a={path},switch=",
                      f"a={path},pool=auto,switch=thp", f"a={path},x=y",
                      f"a={path},env=X", f"a={path},env==1",
-                     f"a={path},env=X=1,pool=auto",
+                     f"a={path},env=X=1,pool=auto", f"a={path},switch=foo",
                      f"a={BENCH}"):
             with self.subTest(text), self.assertRaises(BenchError):
                 measure.parse_configuration(text)
+
+    def test_switch_that_there_is_not(self):
+        for value in measure.SWITCHES:
+            measure.parse_configuration(f"a={sys.executable},switch={value}")
+        with self.assertRaisesRegex(
+                BenchError, "^a: no switch 'foo'; there are: "
+                "on, 1, thp, hugetlb, off, 0$"):
+            measure.parse_configuration(f"a={sys.executable},switch=foo")
 
     def test_switch_reaches_every_command(self):
         configuration = measure.Configuration("a", "/python", "thp")
