@@ -78,8 +78,7 @@ def _table(table):
 
 
 def render(results):
-    """The whole page as text.  Raise BenchError if there is nothing to show.
-    """
+    """The whole page as text.  Raise BenchError without a result to show."""
     if not results["runs"]:
         raise BenchError("no page: there is no result to show")
     title = "CPython's small objects on huge pages"

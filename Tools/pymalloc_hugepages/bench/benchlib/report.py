@@ -206,13 +206,15 @@ def _lasting(results):
 
 
 def _mean(results, by_key, label, base):
-    """The geometric mean of the changes of all workloads but start-up, as
-    text; "-" if one is not known."""
-    changes = [change(by_key.get((name, label)), by_key.get((name, base)))
-               for name in _lasting(results)]
+    """The geometric mean of all workloads' changes but start-up's, as text;
+    "-" if one is not known, CHANCE before it if none is significant."""
+    pairs = [(by_key.get((name, label)), by_key.get((name, base)))
+             for name in _lasting(results)]
+    changes = [change(*pair) for pair in pairs]
     if not changes or None in changes or -1 in changes:
         return _percent(None)
-    return _percent(statistics.geometric_mean(
+    mark = CHANCE if all(is_chance(*pair) for pair in pairs) else ""
+    return mark + _percent(statistics.geometric_mean(
         1 + each for each in changes) - 1)
 
 

@@ -184,6 +184,11 @@ class ReportTests(ScratchDirectory):
         self.assertEqual(self.table(results, "Wall clock")[1:], [
             ["startup", "12.00 s (11.00-17.50)", "18.60 s (12.00-19.50)",
              "~+55.0%"]])
+        # As is a mean that has nothing else in it.
+        results["workloads"] = ["startup", "first"]
+        results["runs"] += [dict(run_, workload="first")
+                            for run_ in results["runs"]]
+        self.assertEqual(report.tables(results)[0].rows[0][1], "~+55.0%")
         self.assertIn(report.CHANCE_NOTE, self.lines(results))
         self.assertIn('<td class="chance">~+55.0%</td>', page.render(results))
 
@@ -311,7 +316,7 @@ class ReportTests(ScratchDirectory):
         self.assertEqual(
             self.table(results, "Wall clock: geometric mean of the changes "
                        "against each rival"),
-            [["Rival", "huge"], ["base", "-64.6%"], ["other", "-55.3%"]])
+            [["Rival", "huge"], ["base", "~-64.6%"], ["other", "~-55.3%"]])
         # What was not run is no rival; what is not known has no mean.
         del results["runs"][4]
         self.assertEqual(
