@@ -31,21 +31,27 @@ SMALL_MEMORY_RUNS = 9
 
 EPILOG = """\
 configurations:
-  LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES][,env=NAME=VALUE...]
-  PATH is an interpreter.  The switch sets PYTHON_PYMALLOC_HUGEPAGES for it;
-  without a switch the variable is not set.  pool says what the pool of 2 MiB
-  huge pages has for a run: nothing (empty, the default), a number of PAGES, or
-  as many as the workload can use (auto).  The driver puts the pool back as it
-  was at the end, after an error, and after Ctrl-C.  env sets a variable of the
-  interpreter's environment; its VALUE has no comma.  Tables compare all
-  configurations with the first.  Those without a switch are rivals: where
-  there are several, tables also compare the others with the fastest rival and
-  with each.
+  LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES][,base=LABEL]
+            [,env=NAME=VALUE...]
+  PATH is an interpreter.  The switch sets PYTHON_PYMALLOC_HUGEPAGES for it
+  (on, 1, thp, hugetlb, off or 0); without a switch the variable is not set.
+  pool says what the pool of 2 MiB huge pages has for a run: nothing (empty,
+  the default), a number of PAGES, or as many as the workload can use (auto).
+  The driver puts the pool back as it was at the end, after an error, and after
+  Ctrl-C.  env sets a variable of the interpreter's environment; its VALUE has
+  no comma.  Tables compare all configurations with the first, but those that
+  have a base with that one, and one that is a base with none.  Without a base,
+  those without a switch are rivals: where there are several, tables also
+  compare the others with the fastest rival and with each.
 
-example:
+examples:
   bench_driver.py --config stock=build/unpatched/python \\
                   --config hugetlb=./python,switch=hugetlb,pool=auto \\
                   --config thp=./python,switch=thp
+  Two series, each compared with its own stock:
+  bench_driver.py --config stock311=python3.11 --config stock314=python3.14 \\
+                  --config thp311=311/python,switch=thp,base=stock311 \\
+                  --config thp314=314/python,switch=thp,base=stock314
 
 exit status:
   0    everything asked for was measured and shown
@@ -94,8 +100,13 @@ def parse_arguments(args):
         "--memory-runs", type=int, metavar="N",
         help="untimed runs, whose median is the peak memory (default: 1, "
         f"with --small {SMALL_MEMORY_RUNS})")
-    parser.add_argument("--seed", type=int, metavar="N",
-                        help="seed of the order of runs (default: random)")
+    order = parser.add_mutually_exclusive_group()
+    order.add_argument("--seed", type=int, metavar="N",
+                       help="seed of the order of runs (default: random)")
+    order.add_argument(
+        "--resume", action="store_true",
+        help="go on with the interrupted run of the same command, whose "
+        "results are in the file of --json")
     parser.add_argument(
         "--warm", type=int, metavar="MIB",
         help="memory to touch and free before each run, 0 for none (default: "
@@ -123,7 +134,8 @@ def parse_arguments(args):
             raise BenchError(f"no workload {name!r}; there are: "
                              + ", ".join(names))
     options.workloads = list(dict.fromkeys(options.workloads))
-    options.configs = measure.parse_configurations(options.configs or ())
+    options.configs = measure.parse_configurations(options.configs or (),
+                                                   bases=True)
     return options
 
 
@@ -174,6 +186,8 @@ def run_benchmark(options):
                                   options.runs, seed, warm_size(options.warm),
                                   options.loops, options.memory_runs,
                                   options.profile)
+    if options.resume:
+        measure.resume(results, options.json)
     status = 0
     try:
         with memory.Pool() as pool:
@@ -182,11 +196,12 @@ def run_benchmark(options):
             session.check_preloads()
             session.size_pools()
             session.check_memory()
-            session.measure(random.Random(seed),
+            session.measure(random.Random(results["seed"]),
                             lambda: files.save(results, options.json))
     except Interrupted as interruption:
         name = signal.Signals(interruption.signum).name
-        results["problems"].append(f"stopped by {name} before the end")
+        results["problems"].append(
+            f"stopped by {name} before the end; --resume goes on there")
         status = 128 + interruption.signum
     progress.clear()
     return results, status

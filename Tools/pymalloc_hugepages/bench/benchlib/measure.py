@@ -62,6 +62,9 @@ class Configuration:
     pool: str = "empty"
     # Variables of the environment, as pairs of name and value.
     variables: typing.Tuple[typing.Tuple[str, str], ...] = ()
+    # Label of the configuration to compare this one with, or None for the
+    # first.
+    base: typing.Optional[str] = None
 
     def environment(self):
         """The environment of a run."""
@@ -91,17 +94,18 @@ _CONFIGURATION = re.compile(
     r"(?P<label>[\w.+-]+)=(?P<path>.+?)"
     r"(,switch=(?P<switch>[\w.-]+))?"
     r"(,pool=(?P<pool>auto|empty|[0-9]+))?"
+    r"(,base=(?P<base>[\w.+-]+))?"
     r"(?P<variables>(,env=\w+=[^,]*)*)", re.ASCII)
 
 
 def parse_configuration(text):
-    """Configuration from
-    LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES][,env=NAME=VALUE...]."""
+    """Configuration from LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES]
+    [,base=LABEL][,env=NAME=VALUE...]."""
     match = _CONFIGURATION.fullmatch(text)
-    if match is None or re.search(",(switch|pool|env)=", match["path"]):
+    if match is None or re.search(",(switch|pool|base|env)=", match["path"]):
         raise BenchError(
             f"not a configuration: {text!r}; it must be "
-            "LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES]"
+            "LABEL=PATH[,switch=VALUE][,pool=auto|empty|PAGES][,base=LABEL]"
             "[,env=NAME=VALUE...]")
     if match["switch"] not in (None, *SWITCHES):
         raise BenchError(f"{match['label']}: no switch {match['switch']!r}; "
@@ -113,17 +117,24 @@ def parse_configuration(text):
     return Configuration(match["label"], os.path.abspath(path),
                          match["switch"], match["pool"] or "empty",
                          tuple(tuple(part.split("=", 1)) for part in
-                               match["variables"].split(",env=")[1:]))
+                               match["variables"].split(",env=")[1:]),
+                         match["base"])
 
 
-def parse_configurations(texts):
-    """A list of configurations, of which no two have the same label."""
+def parse_configurations(texts, bases=False):
+    """A list of configurations, of which no two have the same label.  bases
+    says whether they may have a base, which then is one without its own."""
     configurations = [parse_configuration(text) for text in texts]
     labels = [configuration.label for configuration in configurations]
     for label in labels:
         if labels.count(label) > 1:
             raise BenchError(f"two configurations are called {label!r}; "
                              "give each a label of its own")
+    can_be_base = [c.label for c in configurations if bases and not c.base]
+    for c in configurations:
+        if c.base not in (None, *can_be_base):
+            raise BenchError(f"{c.label}: {c.base!r} cannot be its base; "
+                             f"there are: {', '.join(can_be_base) or 'none'}")
     return configurations
 
 
@@ -204,6 +215,7 @@ def new_results(configurations, workloads, rounds, seed, warm_size, loops=1,
         "loops": loops,                 # turns of a workload in a run
         "memory_runs": memory_runs,     # runs whose median is the peak memory
         "profiled": profiled,           # perf record instead of perf stat
+        "resumed": [],                  # dates, of runs that were interrupted
         "configurations": described,    # the first one is the baseline
         "workloads": list(workloads),
         "counted": counted,             # events and times, asked of perf
@@ -217,6 +229,30 @@ def new_results(configurations, workloads, rounds, seed, warm_size, loops=1,
         "runs": [],
         "problems": [],                 # lines of text
     }
+
+
+def _identity(results):
+    """What must be the same where one run goes on with another, by name."""
+    return json.loads(json.dumps({
+        # Pages are counted later, or left by a run that was killed.
+        "configurations": [dict(c, pool_pages=None)
+                           for c in results["configurations"]],
+        "machine": dict(results["machine"], nr_hugepages=None),
+        **{key: results[key] for key in ("workloads", "loops", "profiled")}}))
+
+
+def resume(results, path):
+    """Let new results go on with those of an interrupted run in a file: take
+    the timed runs, and what decides on the next one.  All that is not timed is
+    done again.  Raise BenchError if the two are not runs of the same."""
+    earlier = load(path)
+    for name, found in _identity(earlier).items():
+        if found != _identity(results)[name]:
+            raise BenchError(f"cannot resume {path!r}, which has other "
+                             f"{name}; start anew, without --resume")
+    results["resumed"] = [*earlier.get("resumed", ()), results["date"]]
+    for key in ("date", "seed", "warm_size", "runs"):
+        results[key] = earlier[key]
 
 
 class Session:
@@ -326,14 +362,18 @@ class Session:
 
     def measure(self, rng, after_round):
         """Time every pair once per round, in an order that rng shuffles again
-        for each.  after_round() is called when a round is complete."""
+        for each; what the results have is not run again.  after_round() is
+        called when a round is complete."""
         rounds = self._results["rounds"]
-        self._progress.start(rounds * len(self._pairs()))
+        done = {(run["round"], run["configuration"], run["workload"])
+                for run in self._results["runs"] if run["round"] <= rounds}
+        self._progress.start(rounds * len(self._pairs()) - len(done))
         for number in range(1, rounds + 1):
             pairs = self._pairs()
             rng.shuffle(pairs)
             for configuration, workload in pairs:
-                if (configuration.label, workload) in self._left_out:
+                pair = configuration.label, workload
+                if pair in self._left_out or (number, *pair) in done:
                     continue
                 self._progress.step(f"round {number} of {rounds}: "
                                     f"{configuration.label} {workload}")

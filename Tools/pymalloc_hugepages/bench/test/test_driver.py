@@ -226,6 +226,9 @@ class DriverTests(ProgramTestCase):
                 (("--config", "a=/nonexistent"), "'/nonexistent' is no prog"),
                 (("--config", f"a={sys.executable},switch=foo"),
                  "a: no switch 'foo'; there are: on, 1, thp, hugetlb, off, 0"),
+                (("--config", f"a={sys.executable},base=b"),
+                 "a: 'b' cannot be its base; there are: none"),
+                ((*good, "--resume"), "cannot read .*r.json"),
                 ((*good, *good), "two configurations are called 'a'"),
                 ((*good, "--runs", "0"), "--runs must be 1 or more"),
                 ((*good, "--warm", "-1"), "--warm must be 0 or more"),
@@ -326,8 +329,23 @@ class DriverTests(ProgramTestCase):
                                           f"a={sys.executable}")
                 self.assertEqual(len(self.results()["runs"]), 1)
                 self.assertRegex(stdout, r"dict_churn +250 ms")
-                self.assertIn(f"stopped by {signal.Signals(signum).name}",
-                              stdout)
+                self.assertIn(f"stopped by {signal.Signals(signum).name} "
+                              "before the end; --resume goes on there", stdout)
+
+    def test_resume(self):
+        configuration = "--config", f"a={sys.executable}"
+        self.stop_driver(signal.SIGINT, *configuration)
+        (first,) = self.results()["runs"]
+        done = self.drive(*configuration, "--workload", "startup", "--resume")
+        self.assert_one_line(done, "cannot resume '.*r.json', which has other "
+                             "workloads; start anew, without --resume")
+        self.assertEqual(self.results()["runs"], [first])
+        done = self.drive(*configuration, "--resume")
+        self.assertEqual((done.returncode, done.stdout.count("Problem")),
+                         (0, 0), done.stderr)
+        self.assertEqual(self.results()["runs"],
+                         [first, dict(first, round=2)])
+        self.assertRegex(done.stdout, ", interrupted and resumed 20..-")
 
     @unittest.skipUnless(memory.Pool().writable, "needs root and a hugetlb "
                          "pool that it may change")

@@ -7,7 +7,7 @@ import sys
 import unittest
 from unittest import mock
 
-from benchlib import BenchError, measure, memory, page, perf
+from benchlib import BenchError, files, measure, memory, page, perf
 from benchlib.progress import Progress
 import bench_scale
 from hugepages import malloc
@@ -31,7 +31,9 @@ class ConfigurationTests(unittest.TestCase):
                 (f"a={path},env=X=1", ("a", path, None, "empty",
                                        (("X", "1"),))),
                 (f"a={path},pool=auto,env=A=b=c:d,env=E=",
-                 ("a", path, None, "auto", (("A", "b=c:d"), ("E", ""))))):
+                 ("a", path, None, "auto", (("A", "b=c:d"), ("E", "")))),
+                (f"a={path},switch=on,pool=3,base=b-1,env=X=1",
+                 ("a", path, "on", "3", (("X", "1"),), "b-1"))):
             with self.subTest(text):
                 self.assertEqual(measure.parse_configuration(text),
                                  measure.Configuration(*expected))
@@ -65,7 +67,8 @@ class ConfigurationTests(unittest.TestCase):
                      f"a={path},pool=some", f"a={path},switch=",
                      f"a={path},pool=auto,switch=thp", f"a={path},x=y",
                      f"a={path},env=X", f"a={path},env==1",
-                     f"a={path},env=X=1,pool=auto", f"a={path},switch=foo",
+                     f"a={path},env=X=1,pool=auto", f"a={path},base=",
+                     f"a={path},base=b,pool=auto", f"a={path},switch=foo",
                      f"a={BENCH}"):
             with self.subTest(text), self.assertRaises(BenchError):
                 measure.parse_configuration(text)
@@ -77,6 +80,24 @@ class ConfigurationTests(unittest.TestCase):
                 BenchError, "^a: no switch 'foo'; there are: "
                 "on, 1, thp, hugetlb, off, 0$"):
             measure.parse_configuration(f"a={sys.executable},switch=foo")
+
+    def test_bases(self):
+        def parse(**bases):
+            return measure.parse_configurations(
+                [f"{label}={sys.executable}{base and ',base=' + base}"
+                 for label, base in bases.items()], bases=True)
+
+        self.assertEqual([c.base for c in parse(a="", b="", c="b", d="b")],
+                         [None, None, "b", "b"])
+        for bad in ({"a": "", "b": "c"}, {"a": "", "b": "b"},
+                    {"a": "", "b": "a", "c": "b"}):
+            with self.assertRaisesRegex(
+                    BenchError, "cannot be its base; there are: a$"):
+                parse(**bad)
+        # Other programs compare with the first alone, or not at all.
+        with self.assertRaisesRegex(BenchError, "base; there are: none$"):
+            measure.parse_configurations([f"a={sys.executable}",
+                                          f"b={sys.executable},base=a"])
 
     def test_switch_reaches_every_command(self):
         configuration = measure.Configuration("a", "/python", "thp")
@@ -214,6 +235,73 @@ class SessionTests(ScratchDirectory):
         self.assertEqual(len(set(orders[0])), 20 * 4)
         self.assertGreater(len({tuple(name[1:] for name in orders[0][i:i + 4])
                                 for i in range(0, 80, 4)}), 5)
+
+    def measured(self, results, session, rounds=20):
+        """The runs, in their order, after session has measured."""
+        results["rounds"] = rounds
+        session.size_pools()
+        with self.stat():
+            session.measure(random.Random(results["seed"]), lambda: None)
+        return [(r["round"], r["configuration"], r["workload"])
+                for r in results["runs"]]
+
+    def test_resumed_as_if_it_had_not_been_interrupted(self):
+        configurations = [measure.Configuration("a", "/a"),
+                          measure.Configuration("b", "/b")]
+        expected = self.measured(*self.session(configurations))
+        path = self.path("r.json")
+        for stopped in 0, 1, 4, 9, 80:
+            earlier, session = self.session(configurations, seed=7)
+            self.measured(earlier, session)
+            del earlier["runs"][stopped:]
+            earlier["problems"] = ["stopped"]
+            for c in earlier["configurations"]:
+                c["pool_pages"] = 8
+            earlier["machine"]["nr_hugepages"] = "8"
+            files.save(earlier, path)
+            results, session = self.session(configurations, seed=8,
+                                            date="today", warm_size=5)
+            for c in results["configurations"]:
+                c["pool_pages"] = None
+            with mock.patch.object(session, "_timed_run",
+                                   return_value={"duration_time": 2.0}):
+                measure.resume(results, path)
+                self.assertEqual(self.measured(results, session), expected)
+            self.assertEqual([r["counts"]["duration_time"]
+                              for r in results["runs"]],
+                             [1.0] * stopped + [2.0] * (80 - stopped))
+            self.assertEqual(results["problems"], [])
+            self.assertEqual(
+                (results["date"], results["resumed"], results["warm_size"]),
+                (earlier["date"], ["today"], earlier["warm_size"]))
+        # Once more, with fewer rounds than there are, and with more.
+        files.save(results, path)
+        for rounds, count in (3, 80), (21, 84):
+            results, session = self.session(configurations, date="tomorrow")
+            measure.resume(results, path)
+            runs = self.measured(results, session, rounds)
+            self.assertEqual(len(set(runs)), count)
+            self.assertEqual(results["resumed"], ["today", "tomorrow"])
+
+    def test_another_run_is_not_resumed(self):
+        path = self.path("r.json")
+        files.save(fake_results(), path)
+        for name, value in (("workloads", ["first"]), ("loops", 2),
+                            ("profiled", True)):
+            with self.assertRaisesRegex(
+                    BenchError, f"^cannot resume '.*r.json', which has other "
+                    f"{name}; start anew, without --resume$"):
+                measure.resume(fake_results(**{name: value}), path)
+        for change in ("version", "switch", "label"):
+            results = fake_results()
+            results["configurations"][1][change] = "other"
+            with self.assertRaisesRegex(BenchError,
+                                        "which has other configurations;"):
+                measure.resume(results, path)
+        results = fake_results()
+        results["machine"]["kernel"] = "7.0"
+        with self.assertRaisesRegex(BenchError, "which has other machine;"):
+            measure.resume(results, path)
 
     def test_a_pool_too_small_for_one_workload(self):
         # The kernel has 98 pages to give.
