@@ -72,6 +72,9 @@ class ConfigurationTests(unittest.TestCase):
                      f"a={BENCH}"):
             with self.subTest(text), self.assertRaises(BenchError):
                 measure.parse_configuration(text)
+        for item in "switch=thp", "pool=auto", "base=b", "env=X=1":
+            with self.assertRaisesRegex(BenchError, "not a configuration"):
+                measure.parse_configuration(f"a={path},{item},x")
 
     def test_switch_that_there_is_not(self):
         for value in measure.SWITCHES:

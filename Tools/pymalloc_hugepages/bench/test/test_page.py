@@ -226,9 +226,15 @@ class BrowserTest(unittest.TestCase):
         """What the script finds in `page`, the page's document, in a window of
         that width."""
         results = fake_results(workloads=[*NAMES, "startup"])
-        results["runs"] = [dict(run_, workload=name)
-                           for run_ in results["runs"]
-                           for name in results["workloads"]]
+        runs = [dict(run_, workload=name) for run_ in results["runs"]
+                for name in results["workloads"]]
+        results["runs"] = list(runs)
+        for label in "thp", "hugetlb":
+            results["configurations"].append(
+                dict(results["configurations"][1], label=label))
+            results["runs"] += [dict(run_, configuration=label)
+                                for run_ in runs
+                                if run_["configuration"] == "huge"]
         done = self.open_page(
             f"<iframe width={width} height=900 frameborder=0 "
             f'srcdoc="{html.escape(page.render(results))}"></iframe>'
@@ -253,8 +259,10 @@ class BrowserTest(unittest.TestCase):
                 text => 12 * text.getScreenCTM().a))]""", 400)
         self.assertEqual(width, 400)
         self.assertLessEqual(needed, width)
-        self.assertEqual(tables[0][1], ["Against base", "huge"])
-        self.assertEqual(tables[1][1], ["Workload", "base", "huge"])
+        self.assertEqual(tables[0][1], ["Against base", "huge", "thp",
+                                        "hugetlb"])
+        self.assertEqual(tables[1][1], ["Workload", "base", "huge", "thp",
+                                        "hugetlb"])
         for right, _ in tables:
             self.assertLessEqual(right, 400)
         self.assertGreaterEqual(letters, 11)

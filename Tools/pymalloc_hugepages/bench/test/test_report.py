@@ -200,6 +200,8 @@ class ReportTests(ScratchDirectory):
             {"stock11": runs(1), "stock14": runs(10), "thp11": runs(0.5),
              "thp14": runs(9)}, ["first"],
             {"thp14": "stock14", "thp11": "stock11"})
+        for c in results["configurations"][2:]:
+            c["switch"] = "thp"
         self.assertEqual(self.table(results, "Wall clock")[0],
                          ["Workload", "stock11", "stock14", "thp11", "change",
                           "thp14", "change"])
@@ -219,6 +221,13 @@ class ReportTests(ScratchDirectory):
         self.assertAlmostEqual(percent["first", "thp14"][0], 90.0, places=1)
         self.assertEqual(percent["first", "stock14"][0], 100)
         self.assertIn("In percent of the base of each", plot.render(results))
+        # The first one, too, may have a base.
+        results["configurations"].reverse()
+        self.assertEqual(report.bases(results),
+                         {"thp14": "stock14", "thp11": "stock11"})
+        results["configurations"][1]["base"] = None
+        self.assertEqual(report.bases(results), {
+            "thp14": "stock14", "thp11": "thp14", "stock11": "thp14"})
 
     def test_tables_fit_the_terminal(self):
         labels = ["stock", *(f"configuration-{i}" for i in range(6))]
