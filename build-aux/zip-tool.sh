@@ -16,6 +16,6 @@ files=$(mktemp -d)
 trap 'rm -rf "$files"' EXIT
 mkdir "$files/hugepages"
 cp "$tool/hugepages.py" "$files/__main__.py"
-cp "$tool"/hugepages/*.py "$files/hugepages"
+cp "$tool"/hugepages/*.py "$tool"/hugepages/*.json "$files/hugepages"
 "$@" -m zipapp --python "$interpreter" --output "$output" "$files"
 chmod 755 "$output"

@@ -36,12 +36,13 @@ class ToolTest(support.TemporaryDirectoryTestCase):
         self.assertTrue(tool.read_bytes().startswith(b"#!/usr/bin/env python3\n"))
         output = self.run_command(sys.executable, tool, "nonsense", status=2)
         self.assertRegex(output, r"\Apymalloc-hugepages\.pyz: .*\n\Z")
-        modules = {f"hugepages/{path.name}" for path in
-                   (TOP / "Tools/pymalloc_hugepages/hugepages").glob("*.py")}
+        package = TOP / "Tools/pymalloc_hugepages/hugepages"
+        files = {f"hugepages/{path.name}" for path in
+                 (*package.glob("*.py"), package / "hugepages.schema.json")}
         with zipfile.ZipFile(tool) as file:
             self.assertEqual({name for name in file.namelist()
                               if not name.endswith("/")},
-                             {"__main__.py", *modules})
+                             {"__main__.py", *files})
 
     def complete(self, script, *words):
         """What bash offers for the last word."""
@@ -78,6 +79,8 @@ class ToolTest(support.TemporaryDirectoryTestCase):
             "print(metadata.version('pymalloc-hugepages'))"), f"{VERSION}\n")
         self.assertTrue(
             (venv / "share/man/man1/pymalloc-hugepages.1").exists())
+        self.assertEqual(len([*venv.glob(
+            "lib/*/site-packages/hugepages/hugepages.schema.json")]), 1)
 
         script = self.directory / "completion"
         script.write_text(self.run_command(tool, "--completion", "bash"))
