@@ -9,8 +9,6 @@
 /* Before 3.13 there is no pyatomic.h.  GCC and Clang have what it does. */
 #if PY_VERSION_HEX < 0x030d0000
 
-#define _Py_thread_local __thread
-
 #define HUGEPAGES_LOAD(p)       __atomic_load_n((p), __ATOMIC_SEQ_CST)
 #define HUGEPAGES_STORE(p, v)   __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
 #define HUGEPAGES_ADD(p, v)     __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
@@ -39,8 +37,12 @@
 
 #endif  // PY_VERSION_HEX < 0x030d0000
 
+#if PY_VERSION_HEX < 0x030c0000
+#  define _Py_thread_local __thread
+#endif
+
 /* The arenas of the interpreter that asks; NULL if none does. */
-#if PY_VERSION_HEX >= 0x030c0000
+#if PY_VERSION_HEX >= 0x030d0000
 static const struct _obmalloc_mgmt *
 hugepages_current_arenas(void)
 {
@@ -50,6 +52,12 @@ hugepages_current_arenas(void)
     }
     return &tstate->interp->obmalloc->mgmt;
 }
+#elif PY_VERSION_HEX >= 0x030c0000
+/* In 3.12 each interpreter has a struct for them, and obmalloc.c knows whether
+   it uses that or the main one's. */
+static struct _obmalloc_state *get_state(void);
+#  define hugepages_current_arenas() \
+    (_PyThreadState_GET() == NULL ? NULL : &get_state()->mgmt)
 #else
 /* Before 3.12 all interpreters have them together, in variables of
    obmalloc.c. */
