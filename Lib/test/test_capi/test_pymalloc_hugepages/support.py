@@ -53,6 +53,14 @@ requires_hugepages_build = unittest.skipUnless(
     HUGEPAGES_BUILD, 'needs a build --with-pymalloc-hugepages')
 
 
+def require_interpreters():
+    """Skip a test where interpreters have no arenas of their own."""
+    if sys.version_info < (3, 12):
+        raise unittest.SkipTest('needs Python 3.12')
+    import_helper.import_module('_interpreters' if sys.version_info >= (3, 13)
+                                else '_xxsubinterpreters')
+
+
 def lock_settings():
     """Be the setUpModule() of a module whose tests change system settings.
 
@@ -385,6 +393,15 @@ from threading import Thread
 
 # Many tests fork while threads run.
 warnings.simplefilter('ignore', DeprecationWarning)
+
+if sys.version_info[:2] == (3, 12):
+    # Its module of interpreters has other names.
+    import types, _xxsubinterpreters
+    sys.modules['_interpreters'] = types.SimpleNamespace(
+        create=lambda kind='isolated': _xxsubinterpreters.create(
+            isolated=kind == 'isolated'),
+        exec=_xxsubinterpreters.run_string,
+        destroy=_xxsubinterpreters.destroy)
 
 FILL = {FILL!r}
 exec(FILL)

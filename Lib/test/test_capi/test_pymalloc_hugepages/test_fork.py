@@ -7,8 +7,8 @@ from test import support
 from test.support import import_helper, os_helper
 from test.support.script_helper import make_script
 from .support import (
-    CHILD, child_command, each, hugetlb_pool, lock_settings, snapshots,
-    strace_command, thp_mode)
+    CHILD, child_command, each, hugetlb_pool, lock_settings,
+    require_interpreters, snapshots, strace_command, thp_mode)
 from .fork_support import (
     AMPLE_POOL, ARENAS, COPIED, MOVED, NO_POOL, OBJECTS, ON_PLAIN, OS_FORK,
     POOLS, THREADED_OS_FORK, ForkTestCase, fork_script)
@@ -188,7 +188,7 @@ class WaysToForkTests(ForkTestCase):
     def test_subinterpreter(self, pool):
         # CPython itself ends the child of a subinterpreter's fork: it is not
         # the main interpreter.  The parent must not suffer.
-        import_helper.import_module('_interpreters')
+        require_interpreters()
         script = '''
             import _interpreters
             objects = fill(10)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from test.support import import_helper
 from .support import (
     ENV_VAR, FILL, HUGE_PAGE, KEEP_MOST, SWITCH, HugePagesTestCase,
     child_args, each, each_switch, lock_settings, thp_mode)
@@ -161,15 +160,15 @@ class FinalizationTests(HugePagesTestCase):
         self.assertEqual(result.returncode, 0, result.stderr)
 
     def test_arenas_alive(self):
-        # References that nobody gives back keep the objects.
-        import_helper.import_module('_testcapi')
+        # A cycle that the garbage collector leaves alone keeps the objects.
         self.run_testembed('test_repeated_init_exec', f'''
-            import _testinternalcapi, ctypes, os
+            import _testinternalcapi, gc, os
             config = _testinternalcapi.get_configs()['config']
             assert (config['pymalloc_hugepages']
                     == {SWITCH}[os.environ['{ENV_VAR}']]), config
             objects = fill(10)
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(objects))
+            objects.append(objects)
+            gc.freeze()
         ''')
 
     def test_fork_after_each_init(self):

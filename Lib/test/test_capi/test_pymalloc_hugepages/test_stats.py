@@ -9,11 +9,12 @@ import re
 import subprocess
 import sys
 import unittest
-from test.support import import_helper, os_helper
+from test.support import os_helper
 from .support import (
     ENV_VAR, FIRST_ARENAS, HUGE_PAGE, HUGEPAGES_BUILD, KEEP_MOST, SWITCHES,
     ChildTestCase, HugePagesTestCase, child_args, each, each_switch,
-    hugetlb_cgroup, lock_settings, requires_hugepages_build)
+    hugetlb_cgroup, lock_settings, require_interpreters,
+    requires_hugepages_build)
 
 setUpModule = lock_settings
 
@@ -173,7 +174,7 @@ class FiguresTests(HugePagesTestCase, StatsTestCase):
 
     def test_interpreters(self):
         # The figures are those of the process, whatever the interpreter.
-        import_helper.import_module('_interpreters')
+        require_interpreters()
         snapshots = self.run_child('on', f'''
             import _interpreters
             fill(0)

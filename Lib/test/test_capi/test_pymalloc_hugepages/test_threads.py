@@ -1,9 +1,8 @@
 """Threads, and interpreters with a GIL of their own."""
 
-from test.support import import_helper
 from .support import (
     FIRST_ARENAS, HUGETLB, HUGE_PAGE, ON, SWITCH, HugePagesTestCase, each,
-    each_switch, lock_settings, thp_mode)
+    each_switch, lock_settings, require_interpreters, thp_mode)
 
 setUpModule = lock_settings
 
@@ -70,7 +69,7 @@ class InterpreterTests(HugePagesTestCase):
 
     def setUp(self):
         super().setUp()
-        import_helper.import_module('_interpreters')
+        require_interpreters()
 
     @each('pool, tier', [(40, 'hugetlb'), (0, 'thp')])
     @thp_mode('madvise')
@@ -99,6 +98,22 @@ class InterpreterTests(HugePagesTestCase):
                                 before['thp']['now'] + 3 * FIRST_ARENAS)
         self.assertGreaterEqual(filled[tier]['now'],
                                 before[tier]['now'] + 3 * 2)
+
+    @thp_mode('madvise')
+    def test_shared_arenas(self):
+        # An interpreter that shares the main one's arenas has no first ones.
+        before, filled = (
+            snapshot.stats for snapshot in self.run_child('thp', '''
+                import _interpreters
+                objects = fill(5)
+                report()
+                interp = _interpreters.create('legacy')
+                run_in(interp, 'objects = fill(4)')
+                report()
+                _interpreters.destroy(interp)
+            '''))
+        self.assertEqual(filled['plain']['ever'], before['plain']['ever'])
+        self.assertGreaterEqual(filled['thp']['now'], before['thp']['now'] + 4)
 
     @each_switch
     @thp_mode('madvise')
