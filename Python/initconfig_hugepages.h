@@ -29,6 +29,10 @@ pymalloc_hugepages_from_name(const wchar_t *name)
     return PYMALLOC_HUGEPAGES_UNSET;
 }
 
+/* The wheel for stock interpreters, which takes the names from here, has no
+   PyConfig. */
+#ifndef Py_LIMITED_API
+
 /* Fill config->pymalloc_hugepages if it is not set: from -X
    pymalloc_hugepages, else from PYTHON_PYMALLOC_HUGEPAGES, else with the
    default.  Reject a value that is none. */
@@ -74,3 +78,5 @@ config_init_pymalloc_hugepages(PyConfig *config)
     }
     return _PyStatus_OK();
 }
+
+#endif  // !Py_LIMITED_API

@@ -1,0 +1,388 @@
+/* The extension module: whether it may serve this interpreter, and what it
+   tells.
+
+   It is imported by a .pth file at the start of each interpreter, of the main
+   one and of subinterpreters; the first import in a process decides for all. */
+
+#include "stand_in.h"
+#include "hugepages/pymalloc.c"
+#include "slices.c"
+#include "Python/initconfig_hugepages.h"
+#include "Python/sysmodule_hugepages.h"
+
+static struct {
+    /* Whether an interpreter of this process has begun to activate. */
+    int is_begun;
+    /* NULL once slices are handed out. */
+    void *refusal;
+    /* sys.flags.ignore_environment */
+    int ignores_environment;
+    /* Whether the figures will be written at the end of Python. */
+    int is_exit_known;
+} wheel = {.refusal = "another interpreter is activating it"};
+
+static const char *
+wheel_getenv(const char *name)
+{
+    return wheel.ignores_environment ? NULL : getenv(name);
+}
+
+// --- may it be used? -------------------------------------------------------
+
+/* Each of these returns why not, or NULL; or NULL with an exception set. */
+
+/* A structure that PyObject_GetArenaAllocator() fills, and room to see that it
+   fills no more. */
+typedef union {
+    wheel_arena_allocator allocator;
+    unsigned char bytes[2 * sizeof(wheel_arena_allocator)];
+} wheel_probe;
+
+static int
+wheel_is_untouched(const wheel_probe *probe, unsigned char byte, size_t start)
+{
+    for (size_t i = start; i < sizeof(probe->bytes); i++) {
+        if (probe->bytes[i] != byte) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Get the arena allocator that there is, if the structure has the layout that
+   is declared here. */
+static const char *
+wheel_why_unknown(wheel_arena_allocator *allocator)
+{
+    const char *why = "the arena allocator of this interpreter is not as this "
+                      "extension knows it";
+    wheel_probe probe[2];
+    if (PyObject_GetArenaAllocator == NULL
+        || PyObject_SetArenaAllocator == NULL || PyMem_GetAllocator == NULL)
+    {
+        return "this interpreter has no functions to replace its arena "
+               "allocator";
+    }
+    for (int i = 0; i < 2; i++) {
+        unsigned char byte = i == 0 ? 0x55 : 0xaa;
+        memset(&probe[i], byte, sizeof(probe[i]));
+        PyObject_GetArenaAllocator(&probe[i]);
+        if (!wheel_is_untouched(&probe[i], byte, sizeof(*allocator))) {
+            return why;
+        }
+    }
+    if (memcmp(&probe[0], &probe[1], sizeof(*allocator)) != 0
+        || probe[0].allocator.alloc == NULL || probe[0].allocator.free == NULL)
+    {
+        return why;
+    }
+    *allocator = probe[0].allocator;
+    return NULL;
+}
+
+/* Whether a function is in the same program or library as the interpreter. */
+static int
+wheel_is_of_interpreter(void *function)
+{
+    Dl_info of_function, of_interpreter;
+    return dladdr(function, &of_function) != 0
+           && dladdr((void *)PyObject_SetArenaAllocator, &of_interpreter) != 0
+           && of_function.dli_fbase == of_interpreter.dli_fbase;
+}
+
+static const char *
+wheel_why_hooked(const wheel_arena_allocator *allocator)
+{
+    if (allocator->ctx != NULL
+        || !wheel_is_of_interpreter((void *)allocator->alloc)
+        || !wheel_is_of_interpreter((void *)allocator->free))
+    {
+        return "another arena allocator was there first";
+    }
+    return NULL;
+}
+
+/* An interpreter with the option says so itself. */
+static const char *
+wheel_why_patched(void)
+{
+    PyObject *function = PySys_GetObject("_pymalloc_hugepages");
+    if (function == NULL) {
+        return NULL;
+    }
+    const char *why = NULL;
+    PyObject *stats = PyObject_CallObject(function, NULL);
+    PyObject *option = stats == NULL ? NULL
+        : PyMapping_GetItemString(stats, "option");
+    if (option != NULL && PyObject_IsTrue(option) == 1) {
+        why = "this interpreter was built --with-pymalloc-hugepages";
+    }
+    Py_XDECREF(option);
+    Py_XDECREF(stats);
+    return why;
+}
+
+static const char *
+wheel_why_no_pymalloc(void)
+{
+    const char *why = "this interpreter runs without pymalloc (PYTHONMALLOC)";
+    /* mimalloc serves the two domains by different functions.  Under hooks it
+       cannot be told; then no arena is ever asked for. */
+    wheel_allocator mem, obj;
+    PyMem_GetAllocator(WHEEL_DOMAIN_MEM, &mem);
+    PyMem_GetAllocator(WHEEL_DOMAIN_OBJ, &obj);
+    if (mem.ctx == NULL && obj.ctx == NULL && mem.malloc != obj.malloc) {
+        return why;
+    }
+    /* The blocks of malloc() are not counted. */
+    PyObject *function = PySys_GetObject("getallocatedblocks");
+    PyObject *blocks = function == NULL ? NULL
+        : PyObject_CallObject(function, NULL);
+    if (blocks == NULL) {
+        return NULL;
+    }
+    if (PyObject_IsTrue(blocks) == 0) {
+        Py_DECREF(blocks);
+        return why;
+    }
+    Py_DECREF(blocks);
+    return NULL;
+}
+
+// --- the switch ------------------------------------------------------------
+
+/* The PyMalloc_HugePages value of a str, or PYMALLOC_HUGEPAGES_UNSET. */
+static int
+wheel_switch_from(PyObject *text)
+{
+    wchar_t *name = PyUnicode_AsWideCharString(text, NULL);
+    if (name == NULL) {
+        PyErr_Clear();
+        return PYMALLOC_HUGEPAGES_UNSET;
+    }
+    int value = pymalloc_hugepages_from_name(name);
+    PyMem_Free(name);
+    return value;
+}
+
+/* The value of -X pymalloc_hugepages, else of PYTHON_PYMALLOC_HUGEPAGES, else
+   the default; PYMALLOC_HUGEPAGES_UNSET if it is none, and *source says where
+   it is from. */
+static int
+wheel_read_switch(const char **source)
+{
+    PyObject *options = PySys_GetXOptions();
+    PyObject *option = options == NULL ? NULL
+        : PyDict_GetItemString(options, "pymalloc_hugepages");
+    if (option != NULL) {
+        *source = "-X pymalloc_hugepages";
+        /* True: given without a value. */
+        return PyUnicode_Check(option) ? wheel_switch_from(option)
+                                       : PYMALLOC_HUGEPAGES_ON;
+    }
+    *source = "PYTHON_PYMALLOC_HUGEPAGES";
+    const char *variable = wheel_getenv(*source);
+    if (variable == NULL) {
+        return PYMALLOC_HUGEPAGES_ON;
+    }
+    PyObject *text = PyUnicode_DecodeFSDefault(variable);
+    if (text == NULL) {
+        PyErr_Clear();
+        return PYMALLOC_HUGEPAGES_UNSET;
+    }
+    int value = wheel_switch_from(text);
+    Py_DECREF(text);
+    return value;
+}
+
+// --- activation ------------------------------------------------------------
+
+static void
+wheel_at_exit(void)
+{
+    _Py_atomic_store_int_relaxed(&wheel.is_exit_known, 0);
+    _PyMem_FiniHugePages();
+}
+
+/* Put our hooks in the place of the interpreter's. */
+static const char *
+wheel_install(void)
+{
+    wheel_arena_allocator now;
+    wheel_arena_allocator ours = {slices.stock.ctx, slices_hook_alloc,
+                                  slices_hook_free};
+    if (pthread_atfork(slices_before_fork, slices_after_fork,
+                       slices_after_fork) != 0)
+    {
+        return "there is no memory for a handler of forks";
+    }
+    /* Other interpreters may allocate meanwhile.  Until both hooks are there
+       for every thread to see, they only pass on. */
+    PyObject_SetArenaAllocator(&ours);
+    PyObject_GetArenaAllocator(&now);
+    if (memcmp(&now, &ours, sizeof(ours)) != 0) {
+        PyObject_SetArenaAllocator(&slices.stock);
+        return "this interpreter does not let its arena allocator be replaced";
+    }
+    HUGEPAGES_STORE(&slices.is_on, 1);
+    return NULL;
+}
+
+/* Return why this process does without huge pages, or NULL. */
+static const char *
+wheel_activate(void)
+{
+    const char *source, *why;
+    int value = wheel_read_switch(&source);
+    if (value == PYMALLOC_HUGEPAGES_OFF) {
+        return "the switch is off";
+    }
+    if (value == PYMALLOC_HUGEPAGES_UNSET) {
+        PySys_WriteStderr("%s: unknown value; use on, 1, thp, hugetlb, off or "
+                          "0\n", source);
+        return "the switch has an unknown value";
+    }
+    if ((why = wheel_why_unknown(&slices.stock)) != NULL
+        || (why = wheel_why_patched()) != NULL
+        || (why = wheel_why_hooked(&slices.stock)) != NULL
+        || (why = wheel_why_no_pymalloc()) != NULL)
+    {
+        return why;
+    }
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
+        return "this interpreter does not tell which allocators it has";
+    }
+    _PyMem_SetHugePages(value);
+    if (hugepages_usable() == 0) {
+        return "this system has no huge pages for arenas";
+    }
+    return wheel_install();
+}
+
+// --- the module ------------------------------------------------------------
+
+/* Why arenas are not on huge pages, as far as it can be known now; or NULL. */
+static const char *
+wheel_refusal(void)
+{
+    const char *why = (const char *)_Py_atomic_load_ptr_acquire(
+        &wheel.refusal);
+    if (why != NULL) {
+        return why;
+    }
+    wheel_arena_allocator now;
+    PyObject_GetArenaAllocator(&now);
+    if (memcmp(&now, &slices.stock, sizeof(now)) == 0) {
+        return "Python was initialized again, and has taken its own arena "
+               "allocator back";
+    }
+    if (_Py_atomic_load_ssize_relaxed(&slices.counts.ever) == 0
+        && _Py_atomic_load_ssize_relaxed(&slices.foreign) > 0)
+    {
+        return "the arenas of this interpreter are of another size than 1 MiB";
+    }
+    return NULL;
+}
+
+PyDoc_STRVAR(refusal_doc,
+"refusal($module, /)\n"
+"--\n"
+"\n"
+"Return why this process does without huge pages, or None if it has them.");
+
+static PyObject *
+wheel_tell_refusal(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return Py_BuildValue("z", wheel_refusal());
+}
+
+PyDoc_STRVAR(stats_doc,
+"stats($module, /)\n"
+"--\n"
+"\n"
+"Return a dict of what the units of arenas sit on, and what was refused.");
+
+static PyObject *
+wheel_tell_stats(PyObject *module, PyObject *ignored)
+{
+    /* Taken before the dict is made, which may need an arena itself. */
+    _PyMem_HugePagesTier counts;
+    hugepages_copy_counts(&slices.counts, &counts);
+    PyObject *stats = sys__pymalloc_hugepages(module, ignored);
+    if (stats == NULL) {
+        return NULL;
+    }
+    PyObject *used = Py_BuildValue("{s:n,s:n,s:n,s:n}",
+                                   "size", (Py_ssize_t)SLICES_SIZE,
+                                   "now", (Py_ssize_t)counts.now,
+                                   "peak", (Py_ssize_t)counts.peak,
+                                   "ever", (Py_ssize_t)counts.ever);
+    if (used == NULL || PyDict_SetItemString(stats, "slices", used) < 0) {
+        Py_CLEAR(stats);
+    }
+    Py_XDECREF(used);
+    return stats;
+}
+
+static PyMethodDef wheel_methods[] = {
+    {"refusal", wheel_tell_refusal, METH_NOARGS, refusal_doc},
+    {"stats", wheel_tell_stats, METH_NOARGS, stats_doc},
+    {NULL, NULL, 0, NULL}
+};
+
+static int
+wheel_exec(PyObject *Py_UNUSED(module))
+{
+    int not_begun = 0;
+    if (_Py_atomic_compare_exchange_int(&wheel.is_begun, &not_begun, 1)) {
+        PyObject *flags = PySys_GetObject("flags");
+        PyObject *ignores = flags == NULL ? NULL
+            : PyObject_GetAttrString(flags, "ignore_environment");
+        wheel.ignores_environment = ignores != NULL
+                                    && PyObject_IsTrue(ignores) == 1;
+        Py_XDECREF(ignores);
+        PyErr_Clear();
+        HUGEPAGES_STORE(&wheel.refusal, (void *)wheel_activate());
+    }
+    /* Each Py_FinalizeEx() forgets what is to be called at its end. */
+    int not_known = 0;
+    if (wheel_refusal() == NULL
+        && _Py_atomic_compare_exchange_int(&wheel.is_exit_known, &not_known, 1)
+        && Py_AtExit(wheel_at_exit) < 0)
+    {
+        wheel.is_exit_known = 0;
+    }
+    return 0;
+}
+
+/* Python.h has their names in newer releases only. */
+#define WHEEL_MULTIPLE_INTERPRETERS 3       // Py_mod_multiple_interpreters
+#define WHEEL_PER_INTERPRETER_GIL ((void *)2)
+#define WHEEL_GIL 4                         // Py_mod_gil
+#define WHEEL_GIL_NOT_USED ((void *)1)
+
+/* A release rejects what it does not know, and without the slot of 3.12 the
+   import fails in an interpreter with a GIL of its own. */
+static PyModuleDef_Slot wheel_slots[] = {
+    {WHEEL_GIL, WHEEL_GIL_NOT_USED},                            // 3.13
+    {WHEEL_MULTIPLE_INTERPRETERS, WHEEL_PER_INTERPRETER_GIL},   // 3.12
+    {Py_mod_exec, (void *)wheel_exec},
+    {0, NULL}
+};
+
+static struct PyModuleDef wheel_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_pymalloc_hugepages",
+    .m_methods = wheel_methods,
+};
+
+PyMODINIT_FUNC
+PyInit__pymalloc_hugepages(void)
+{
+    int minor = 0;
+    (void)sscanf(Py_GetVersion(), "3.%d", &minor);
+    int unknown = minor >= 13 ? 0 : minor == 12 ? 1 : 2;
+    wheel_module.m_slots = &wheel_slots[unknown];
+    return PyModuleDef_Init(&wheel_module);
+}
