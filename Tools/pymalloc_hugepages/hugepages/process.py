@@ -22,6 +22,9 @@ FIRST = 2
 # text) and no other does.
 MARKER = b"PYTHON_PYMALLOC_HUGEPAGES=thp"
 
+# The libraries that may contain it: CPython's, and the wheel's extension.
+_LIBRARIES = ("libpython", "_pymalloc_hugepages")
+
 # Variables of its environment that decide what an interpreter's arenas get.
 _VARIABLES = ("PYTHON_PYMALLOC_HUGEPAGES", "PYTHONMALLOC", "PYTHONDEVMODE")
 
@@ -171,13 +174,13 @@ def _contains_marker(path):
 
 
 def _mapped_libraries(pid, root):
-    """Pairs of addresses "START-END" and path of the mapped libpythons."""
+    """Pairs of addresses "START-END" and path of mapped _LIBRARIES."""
     found = {}
     with open(proc_path(root, pid, "maps"), errors="surrogateescape") as file:
         for line in file:
             fields = line.rstrip("\n").split(None, 5)
             if len(fields) == 6 and ".so" in fields[5] and (
-                    os.path.basename(fields[5]).startswith("libpython")):
+                    os.path.basename(fields[5]).startswith(_LIBRARIES)):
                 found.setdefault(fields[5], fields[0])
     return [(addresses, path) for path, addresses in found.items()]
 

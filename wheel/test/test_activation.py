@@ -1,0 +1,271 @@
+"""When the wheel serves an interpreter, and when it does not."""
+
+import json
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+from support import (HELPERS, InterpreterTest, check_call, compile_c,
+                     environment, for_each_interpreter, install_package,
+                     interpreters, make_bare_environment, make_environment,
+                     patched, pip, scratch, site_packages)
+
+ASK = ("import pymalloc_hugepages as h, json; "
+       "print(json.dumps([h.refusal(), h.stats().get('switch')]))")
+
+
+class ActivationTest(InterpreterTest):
+
+    def ask(self, *options, **kwargs):
+        """Return why an interpreter does without, and its switch."""
+        return json.loads(self.run_python(*options, "-c", ASK, **kwargs))
+
+
+class TestSwitch(ActivationTest):
+
+    def test_default(self):
+        self.assertEqual(self.ask(), [None, "on"])
+
+    def test_values(self):
+        for value, name in {"": "on", "1": "on", "on": "on", "thp": "thp",
+                            "hugetlb": "hugetlb"}.items():
+            with self.subTest(value):
+                self.assertEqual(self.ask(PYTHON_PYMALLOC_HUGEPAGES=value),
+                                 [None, name])
+
+    def test_off(self):
+        for value in "0", "off":
+            with self.subTest(value):
+                self.assertEqual(self.ask(PYTHON_PYMALLOC_HUGEPAGES=value),
+                                 ["the switch is off", "off"])
+
+    def test_off_leaves_the_interpreter_as_it_is(self):
+        used = self.run_code("""if True:
+            data = fill(20)
+            tell(slices()["ever"], extension.stats()["plain"]["ever"],
+                 "fork" in repr(extension.stats()))
+            """, PYTHON_PYMALLOC_HUGEPAGES="0")
+        self.assertEqual(used, [0, 0, False])
+
+    def test_unknown_values(self):
+        for value in "2", "ON", "yes", "thp ", "\udcff":
+            with self.subTest(value):
+                self.assertEqual(
+                    self.ask(PYTHON_PYMALLOC_HUGEPAGES=value, errors=
+                             "PYTHON_PYMALLOC_HUGEPAGES: unknown value; use "
+                             "on, 1, thp, hugetlb, off or 0\n"),
+                    ["the switch has an unknown value", "off"])
+
+    def test_x_option_wins(self):
+        for option, expected in {
+                "pymalloc_hugepages=thp": [None, "thp"],
+                "pymalloc_hugepages=off": ["the switch is off", "off"],
+                "pymalloc_hugepages": [None, "on"]}.items():
+            with self.subTest(option):
+                self.assertEqual(
+                    self.ask("-X", option,
+                             PYTHON_PYMALLOC_HUGEPAGES="hugetlb"), expected)
+        self.assertEqual(
+            self.ask("-X", "pymalloc_hugepages=x", errors=
+                     "-X pymalloc_hugepages: unknown value; use on, 1, thp, "
+                     "hugetlb, off or 0\n"),
+            ["the switch has an unknown value", "off"])
+
+    def test_ignored_environment(self):
+        for option in "-E", "-I":
+            with self.subTest(option):
+                self.assertEqual(self.ask(option,
+                                          PYTHON_PYMALLOC_HUGEPAGES="off"),
+                                 [None, "on"])
+
+    def test_without_site(self):
+        code = "import sys; print('_pymalloc_hugepages' in sys.modules)"
+        self.assertEqual(self.run_python("-S", "-c", code), "False\n")
+        self.assertEqual(self.run_python("-c", code), "True\n")
+
+
+class TestStart(ActivationTest):
+
+    def test_imports_nothing_else(self):
+        code = "import json, sys; print(json.dumps(list(sys.modules)))"
+        bare = make_bare_environment(interpreters()[self.release],
+                                     scratch() / f"bare-{self.release}")
+        modules, modules_without = (
+            set(json.loads(self.run_command(python, "-c", code)))
+            for python in (self.python, bare))
+        # Python 3.13 reads any .pth file with this codec.
+        modules.discard("encodings.utf_8_sig")
+        self.assertEqual(modules - modules_without, {"_pymalloc_hugepages"})
+
+    def test_silent(self):
+        """run_python() checks that nothing is written on stderr."""
+        for value in "on", "off":
+            for option in "-B", "-I", "-W error", "-X dev", "-bb":
+                with self.subTest(option, value=value):
+                    self.assertEqual(
+                        self.run_python(*option.split(), "-c", "pass",
+                                        PYTHON_PYMALLOC_HUGEPAGES=value), "")
+
+    def test_uninstalled(self):
+        """pip uninstall leaves nothing."""
+        with tempfile.TemporaryDirectory(dir=scratch()) as folder:
+            path = pathlib.Path(folder, "venv")
+            interpreter = interpreters()[self.release]
+            make_bare_environment(interpreter, path)
+            before = self.files(path)
+            inside = make_environment(interpreter, path)
+            self.assertGreater(self.files(path), before)
+            self.run_command(inside, "-m", "pymalloc_hugepages")
+            check_call(*pip(), "--python", inside, "uninstall", "-q", "-y",
+                       "pymalloc-hugepages")
+            self.assertEqual(self.files(path), before)
+
+    @staticmethod
+    def files(folder):
+        return {path for path in folder.rglob("*") if not path.is_dir()}
+
+
+class TestRefusals(ActivationTest):
+
+    def test_without_pymalloc(self):
+        names = ["malloc", "malloc_debug"]
+        if self.version >= (3, 13):
+            names.append("mimalloc")
+        for name in names:
+            with self.subTest(name):
+                why, _ = self.ask(PYTHONMALLOC=name)
+                self.assertEqual(why, "this interpreter runs without pymalloc "
+                                      "(PYTHONMALLOC)")
+                used = self.run_code("data = fill(10); tell(slices()['ever'])",
+                                     PYTHONMALLOC=name)
+                self.assertEqual(used, 0)
+
+    def test_mimalloc_under_hooks(self):
+        """It cannot be told, and does no harm."""
+        self.require_version(3, 13)
+        used = self.run_code("data = fill(10); tell(slices()['ever'])",
+                             PYTHONMALLOC="mimalloc_debug")
+        self.assertEqual(used, 0)
+
+    def test_with_hooks_of_other_kinds(self):
+        for options, variables in (((), {"PYTHONMALLOC": "pymalloc_debug"}),
+                                   (("-X", "dev"), {}),
+                                   (("-X", "tracemalloc"), {})):
+            with self.subTest(options=options, **variables):
+                why, used = self.run_code(
+                    "data = fill(10)\n"
+                    "tell(extension.refusal(), slices()['now'])",
+                    options=options, **variables)
+                self.assertIsNone(why)
+                self.assertGreater(used, 5)
+
+    def test_tracemalloc(self):
+        """It counts as ever, started before the extension or after it."""
+        for options in ("-X", "tracemalloc"), ():
+            with self.subTest(options=options):
+                traced, used = self.run_code("""if True:
+                    import tracemalloc
+                    tracemalloc.start()
+                    before, _ = tracemalloc.get_traced_memory()
+                    data = fill(10)
+                    after, _ = tracemalloc.get_traced_memory()
+                    used = slices()["now"]
+                    tracemalloc.stop()
+                    del data
+                    tell(after - before, used)
+                    """, options=options)
+                self.assertGreater(traced, 9 << 20)
+                self.assertGreater(used, 5)
+
+    def test_another_hook_first(self):
+        library = self.hook()
+        told = self.run_python("-S", "-c", """if True:
+            import ctypes, json, sys
+            ctypes.PyDLL(sys.argv[1]).hook_install()
+            sys.path.append(sys.argv[2])
+            import _pymalloc_hugepages as extension
+            data = [bytes(440) for _ in range(10 * 2184)]
+            print(json.dumps([extension.refusal(),
+                              extension.stats()["slices"]["ever"]]))
+            """, library, str(site_packages(self.python)))
+        self.assertEqual(json.loads(told),
+                         ["another arena allocator was there first", 0])
+
+    def test_another_hook_later(self):
+        why, used = self.run_code("""if True:
+            import ctypes
+            ctypes.PyDLL(sys.argv[1]).hook_install()
+            data = fill(10)
+            tell(extension.refusal(), slices()["now"])
+            """, self.hook())
+        self.assertIsNone(why)
+        self.assertGreater(used, 5)
+
+    def hook(self):
+        return compile_c(self.release, "hook.c",
+                         scratch() / f"hook-{self.release}.so", "-shared")
+
+    def test_arenas_of_another_size(self):
+        why = self.run_code("""if True:
+            import ctypes
+            class Allocator(ctypes.Structure):
+                _fields_ = [(name, ctypes.c_void_p)
+                            for name in ("ctx", "alloc", "free")]
+            allocator = Allocator()
+            ctypes.pythonapi.PyObject_GetArenaAllocator(
+                ctypes.byref(allocator))
+            if slices()["ever"] == 0:
+                alloc = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p,
+                                          ctypes.c_size_t)(allocator.alloc)
+                alloc(None, 1 << 21)
+                tell(extension.refusal())
+            else:
+                tell(None)
+            """)
+        if why is None:
+            self.skipTest("this interpreter has asked for an arena before")
+        self.assertEqual(why, "the arenas of this interpreter are of another "
+                              "size than 1 MiB")
+
+    def test_memray(self):
+        """It sees the units as it sees what others map."""
+        python = make_environment(interpreters()[self.release],
+                                  scratch() / f"memray-{self.release}")
+        install_package(python, "memray")
+        with tempfile.TemporaryDirectory() as folder:
+            told = self.run_command(python, "-c", HELPERS + """if True:
+                import memray
+                with memray.Tracker(sys.argv[1]):
+                    data = fill(10)
+                    used = slices()["now"]
+                    del data
+                tell(extension.refusal(), used)
+                """, folder + "/out")
+        why, used = json.loads(told)
+        self.assertIsNone(why)
+        self.assertGreater(used, 5)
+
+
+class TestPatchedInterpreter(unittest.TestCase):
+
+    def test_refused(self):
+        python = make_environment(patched(), scratch() / "patched")
+        process = subprocess.run(
+            [python, "-c", HELPERS + "data = fill(10); tell("
+             "extension.refusal(), slices()['ever'],"
+             "sys._pymalloc_hugepages()['thp']['now'])"],
+            capture_output=True, text=True,
+            env=environment(PYTHON_PYMALLOC_HUGEPAGES="thp"))
+        self.assertEqual(process.stderr, "")
+        why, used, arenas = json.loads(process.stdout)
+        self.assertEqual(why, "this interpreter was built "
+                              "--with-pymalloc-hugepages")
+        self.assertEqual(used, 0)
+        self.assertGreater(arenas, 3)
+
+
+for_each_interpreter(globals())
+
+if __name__ == "__main__":
+    unittest.main()
