@@ -55,6 +55,9 @@ ALL_RESOURCES = "all,-audio,-gui,-largefile,-network,-urlfetch"
 # the children that it forks.
 POOL_PAGES = 256
 
+# Enough for each of the wheel's tests.
+WHEEL_POOL_PAGES = 100
+
 # Of the stress test, which "stress_fork.py --forks 1000" runs at length.
 STRESS_FORKS = 150
 
@@ -330,6 +333,16 @@ def memory_available():
     return 0
 
 
+def run_wheel(tally, environment):
+    """Test the wheel, with pages in the pool for tests that need some."""
+    command = [sys.executable, "-m", "unittest", "discover", "-v",
+               "-s", str(TOP / "wheel" / "test")]
+    if os.geteuid() == 0:
+        command = [str(BUILD_AUX / "with-pool.sh"), str(WHEEL_POOL_PAGES),
+                   *command]
+    run_unittest(tally, "tests of the wheel", command, env=environment)
+
+
 def pools_to_test(tally):
     """Pairs of a description and the size of the pool, or None: as it is."""
     if os.geteuid() == 0:
@@ -483,6 +496,7 @@ def main():
                 tally, "tests of the tools",
                 [str(hugepages / "python"), "-m", "unittest", "discover",
                  "-v", "-s", str(TOP / "Tools" / "pymalloc_hugepages")]),
+            lambda: run_wheel(tally, environment),
             *c_test_steps(tally, hugepages),
             *(lambda module=module: run_unittest(
                 tally, module,

@@ -1,5 +1,5 @@
-"""python -m pymalloc_hugepages: run a script or a module with huge pages, where
-no .pth file is read (python -S, a folder in PYTHONPATH); or say whether this
+"""python -m pymalloc_hugepages: run a script or a module with huge pages where
+no .pth file is read (python -S, a folder in PYTHONPATH), or say whether this
 interpreter has them."""
 
 import os
@@ -7,8 +7,8 @@ import pkgutil
 import runpy
 import sys
 
-from .command import describe
 from . import refusal
+from .command import describe
 
 USAGE = """\
 usage: python -m pymalloc_hugepages                     say what there is

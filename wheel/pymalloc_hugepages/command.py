@@ -4,7 +4,6 @@ interpreter that runs it, and a word about that one."""
 import sys
 
 from . import refusal
-from .tool import cli
 
 
 def describe():
@@ -15,6 +14,7 @@ def describe():
 
 
 def main():
+    from .tool import cli
     status = cli.main()
     if sys.argv[1:] == ["status"]:
         print(describe())

@@ -318,7 +318,9 @@ wheel_tell_stats(PyObject *module, PyObject *ignored)
                                    "now", (Py_ssize_t)counts.now,
                                    "peak", (Py_ssize_t)counts.peak,
                                    "ever", (Py_ssize_t)counts.ever);
-    if (used == NULL || PyDict_SetItemString(stats, "slices", used) < 0) {
+    if (used == NULL || PyDict_SetItemString(stats, "slices", used) < 0
+        || PyDict_DelItemString(stats, "option") < 0)
+    {
         Py_CLEAR(stats);
     }
     Py_XDECREF(used);

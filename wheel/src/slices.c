@@ -48,22 +48,23 @@ static struct {
     wheel_arena_allocator stock;
 } slices;
 
-/* Whether this thread is between our two handlers of a fork().
+/* In how many calls of fork() this thread is, between our two handlers of
+   each.
 
-   Handlers that were registered before ours run between them.  What they take
-   must not be on explicit pages: fork.c has seen to those that there were. */
-static _Py_thread_local int slices_is_forking;
+   Handlers that were registered before ours run there.  What they take must
+   not be on explicit pages: fork.c has seen to those that there were. */
+static _Py_thread_local int slices_forks;
 
 static void
 slices_before_fork(void)
 {
-    slices_is_forking = 1;
+    slices_forks++;
 }
 
 static void
 slices_after_fork(void)
 {
-    slices_is_forking = 0;
+    slices_forks--;
 }
 
 /* Return a free half of the units that there are, or NULL. */
@@ -179,7 +180,7 @@ slices_give(const void *slice)
 static void *
 slices_hook_alloc(void *ctx, size_t size)
 {
-    if (_Py_atomic_load_int_relaxed(&slices.is_on) && !slices_is_forking) {
+    if (_Py_atomic_load_int_relaxed(&slices.is_on) && slices_forks == 0) {
         if (size == SLICES_SIZE) {
             void *slice = slices_take_half();
             if (slice == NULL) {

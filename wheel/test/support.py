@@ -8,7 +8,8 @@ virtual environment with it for each interpreter.
                     option; if they are not set, build/unpatched and
                     build/hugepages
     WHEEL_FILE      a wheel to test, which is built if it is not set
-    WHEEL_TOOLS     a folder with abi3audit, auditwheel and twine
+    WHEEL_TOOLS     a folder with abi3audit, auditwheel, build and twine; if it
+                    is not set, they are installed from PyPI
 """
 
 import atexit
@@ -133,19 +134,34 @@ def pip():
 
 
 @functools.cache
+def tool(name):
+    """The path of a command that comes as a package of that name."""
+    folder = os.environ.get("WHEEL_TOOLS")
+    if folder is None:
+        check_call(*pip(), "install", "-q", name)
+        folder = os.path.dirname(pip()[0])
+    return os.path.join(folder, name if name != "build" else "pyproject-build")
+
+
+@functools.cache
+def wheel_source():
+    """A copy of the sources: setuptools leaves files in them, and what it has
+    left there of earlier sources it would put into the wheel."""
+    path = scratch() / "source"
+    shutil.copytree(WHEEL, path,
+                    ignore=shutil.ignore_patterns("build", "*.egg-info",
+                                                  "test", "__pycache__"))
+    return path
+
+
+@functools.cache
 def wheel_file():
     """The path of the wheel."""
     given = os.environ.get("WHEEL_FILE")
     if given is not None:
         return pathlib.Path(given)
-    # Of a copy: setuptools would put into the wheel whatever an earlier build
-    # has left in wheel/build.
-    source = scratch() / "source"
-    shutil.copytree(WHEEL, source,
-                    ignore=shutil.ignore_patterns("build", "*.egg-info",
-                                                  "test", "__pycache__"))
     check_call(*pip(), "wheel", "-q", "--no-deps", "-w", str(scratch()),
-               str(source))
+               str(wheel_source()))
     path, = scratch().glob("*.whl")
     return path
 
@@ -226,6 +242,18 @@ def compile_c(release, source, output, *flags):
     return str(output)
 
 
+def version_of(release):
+    return tuple(map(int, release.split(".")))
+
+
+def since(*version):
+    """Decorate a test of what older interpreters do not have."""
+    def decorate(function):
+        function.since = version
+        return function
+    return decorate
+
+
 class InterpreterTest(unittest.TestCase):
     """Tests of one interpreter: for_each_interpreter() makes a class of them
     for each."""
@@ -240,11 +268,7 @@ class InterpreterTest(unittest.TestCase):
 
     @property
     def version(self):
-        return tuple(map(int, self.release.split(".")))
-
-    def require_version(self, *version):
-        if self.version < version:
-            self.skipTest("needs Python " + ".".join(map(str, version)))
+        return version_of(self.release)
 
     def run_python(self, *args, status=0, errors="", **variables):
         """Run the interpreter that has the wheel; return its stdout.
@@ -305,6 +329,9 @@ def for_each_interpreter(namespace):
         del namespace[name]
         for release in interpreters():
             own_name = f"{name}_{release.replace('.', '_')}"
+            left_out = {test: None for test, function in vars(cls).items()
+                        if getattr(function, "since", ()) > version_of(release)
+                        }
             namespace[own_name] = type(own_name, (cls,), {
                 "release": release, "__module__": cls.__module__,
-                "__qualname__": own_name})
+                "__qualname__": own_name, **left_out})

@@ -1,6 +1,7 @@
 """When the wheel serves an interpreter, and when it does not."""
 
 import json
+import os
 import pathlib
 import subprocess
 import tempfile
@@ -9,7 +10,7 @@ import unittest
 from support import (HELPERS, InterpreterTest, check_call, compile_c,
                      environment, for_each_interpreter, install_package,
                      interpreters, make_bare_environment, make_environment,
-                     patched, pip, scratch, site_packages)
+                     patched, pip, scratch, since, site_packages)
 
 ASK = ("import pymalloc_hugepages as h, json; "
        "print(json.dumps([h.refusal(), h.stats().get('switch')]))")
@@ -141,9 +142,9 @@ class TestRefusals(ActivationTest):
                                      PYTHONMALLOC=name)
                 self.assertEqual(used, 0)
 
+    @since(3, 13)
     def test_mimalloc_under_hooks(self):
         """It cannot be told, and does no harm."""
-        self.require_version(3, 13)
         used = self.run_code("data = fill(10); tell(slices()['ever'])",
                              PYTHONMALLOC="mimalloc_debug")
         self.assertEqual(used, 0)
@@ -178,55 +179,61 @@ class TestRefusals(ActivationTest):
                 self.assertGreater(traced, 9 << 20)
                 self.assertGreater(used, 5)
 
+    def run_with_hook(self, code):
+        """Run code that may import arena_hook, and imports the extension
+        itself; return what it prints, from JSON."""
+        folder = scratch() / f"hook-{self.release}"
+        folder.mkdir(exist_ok=True)
+        compile_c(self.release, "arena_hook.c", folder / "arena_hook.so",
+                  "-shared")
+        return json.loads(self.run_python(
+            "-S", "-c", code, PYTHONPATH=os.pathsep.join(
+                [str(folder), str(site_packages(self.python))])))
+
     def test_another_hook_first(self):
-        library = self.hook()
-        told = self.run_python("-S", "-c", """if True:
-            import ctypes, json, sys
-            ctypes.PyDLL(sys.argv[1]).hook_install()
-            sys.path.append(sys.argv[2])
+        why, used = self.run_with_hook("""if True:
+            import arena_hook
+            arena_hook.install()
             import _pymalloc_hugepages as extension
             data = [bytes(440) for _ in range(10 * 2184)]
+            import json
             print(json.dumps([extension.refusal(),
                               extension.stats()["slices"]["ever"]]))
-            """, library, str(site_packages(self.python)))
-        self.assertEqual(json.loads(told),
-                         ["another arena allocator was there first", 0])
+            """)
+        self.assertEqual(why, "another arena allocator was there first")
+        self.assertEqual(used, 0)
 
     def test_another_hook_later(self):
-        why, used = self.run_code("""if True:
-            import ctypes
-            ctypes.PyDLL(sys.argv[1]).hook_install()
-            data = fill(10)
-            tell(extension.refusal(), slices()["now"])
-            """, self.hook())
+        why, used = self.run_with_hook("""if True:
+            import _pymalloc_hugepages as extension
+            import arena_hook
+            arena_hook.install()
+            data = [bytes(440) for _ in range(10 * 2184)]
+            import json
+            print(json.dumps([extension.refusal(),
+                              extension.stats()["slices"]["now"]]))
+            """)
         self.assertIsNone(why)
         self.assertGreater(used, 5)
 
-    def hook(self):
-        return compile_c(self.release, "hook.c",
-                         scratch() / f"hook-{self.release}.so", "-shared")
-
     def test_arenas_of_another_size(self):
-        why = self.run_code("""if True:
-            import ctypes
-            class Allocator(ctypes.Structure):
-                _fields_ = [(name, ctypes.c_void_p)
-                            for name in ("ctx", "alloc", "free")]
-            allocator = Allocator()
-            ctypes.pythonapi.PyObject_GetArenaAllocator(
-                ctypes.byref(allocator))
-            if slices()["ever"] == 0:
-                alloc = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p,
-                                          ctypes.c_size_t)(allocator.alloc)
-                alloc(None, 1 << 21)
-                tell(extension.refusal())
-            else:
-                tell(None)
-            """)
-        if why is None:
-            self.skipTest("this interpreter has asked for an arena before")
-        self.assertEqual(why, "the arenas of this interpreter are of another "
-                              "size than 1 MiB")
+        """It is known as soon as there is one."""
+        for kib in 256, 2048:
+            with self.subTest(kib):
+                before, why, used = self.run_with_hook(f"""if True:
+                    import _pymalloc_hugepages as extension
+                    before = extension.refusal()
+                    import arena_hook
+                    arena_hook.ask({kib} << 10)
+                    told = [before, extension.refusal(),
+                            extension.stats()["slices"]["ever"]]
+                    import json
+                    print(json.dumps(told))
+                    """)
+                self.assertIsNone(before)
+                self.assertEqual(used, 0)
+                self.assertEqual(why, "the arenas of this interpreter are of "
+                                      "another size than 1 MiB")
 
     def test_memray(self):
         """It sees the units as it sees what others map."""
@@ -234,6 +241,7 @@ class TestRefusals(ActivationTest):
                                   scratch() / f"memray-{self.release}")
         install_package(python, "memray")
         with tempfile.TemporaryDirectory() as folder:
+            # It may have a word to say about the C library.
             told = self.run_command(python, "-c", HELPERS + """if True:
                 import memray
                 with memray.Tracker(sys.argv[1]):
@@ -241,7 +249,7 @@ class TestRefusals(ActivationTest):
                     used = slices()["now"]
                     del data
                 tell(extension.refusal(), used)
-                """, folder + "/out")
+                """, folder + "/out", errors=None)
         why, used = json.loads(told)
         self.assertIsNone(why)
         self.assertGreater(used, 5)

@@ -5,23 +5,14 @@ import functools
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import tempfile
 import unittest
 import zipfile
 
 from support import (InterpreterTest, WHEEL, check_call, environment,
-                     for_each_interpreter, pip, scratch, site_packages,
-                     wheel_file)
-
-
-def tool(name):
-    """The path of a command of WHEEL_TOOLS or of PATH."""
-    path = shutil.which(name, path=os.environ.get("WHEEL_TOOLS"))
-    if path is None:
-        raise unittest.SkipTest(f"needs {name}: set WHEEL_TOOLS")
-    return path
+                     for_each_interpreter, pip, scratch, site_packages, tool,
+                     wheel_file, wheel_source)
 
 
 class TestFile(unittest.TestCase):
@@ -94,12 +85,11 @@ class TestFile(unittest.TestCase):
                             str(self.path), str(source))
         self.assertEqual(output.count("PASSED"), 2, output)
 
+    @staticmethod
     @functools.cache
-    def source_archive(self):
-        check_call(*pip(), "install", "-q", "build")
-        check_call(pip()[0], "-m", "build", "--sdist", "-o", str(scratch()),
-                   str(scratch() / "source") if (scratch() / "source").exists()
-                   else str(WHEEL))
+    def source_archive():
+        check_call(tool("build"), "--sdist", "-o", str(scratch()),
+                   str(wheel_source()))
         path, = scratch().glob("*.tar.gz")
         return path
 
