@@ -127,9 +127,8 @@ def pip():
     check_call(next(iter(interpreters().values())), "-m", "venv", str(path))
     command = [str(path / "bin/python"), "-m", "pip",
                "--disable-pip-version-check"]
-    # Before 22.3 it has no --python.
-    if "--python" not in check_call(*command, "--help"):
-        check_call(*command, "install", "-q", "--upgrade", "pip")
+    # An older one may not run in a newer interpreter.
+    check_call(*command, "install", "-q", "--upgrade", "pip")
     return command
 
 
