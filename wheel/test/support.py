@@ -294,6 +294,17 @@ class InterpreterTest(unittest.TestCase):
                                  **kwargs)
         return json.loads(output)
 
+    def run_with_arena_hook(self, code):
+        """Run code that may import arena_hook, and imports the extension
+        itself; return what it prints, from JSON."""
+        folder = scratch() / f"hook-{self.release}"
+        folder.mkdir(exist_ok=True)
+        compile_c(self.release, "arena_hook.c", folder / "arena_hook.so",
+                  "-shared", "-pthread")
+        return json.loads(self.run_python(
+            "-S", "-c", code, PYTHONPATH=os.pathsep.join(
+                [str(folder), str(site_packages(self.python))])))
+
 
 # For code that the tests run.
 HELPERS = """\

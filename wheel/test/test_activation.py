@@ -1,16 +1,15 @@
 """When the wheel serves an interpreter, and when it does not."""
 
 import json
-import os
 import pathlib
 import subprocess
 import tempfile
 import unittest
 
-from support import (HELPERS, InterpreterTest, check_call, compile_c,
-                     environment, for_each_interpreter, install_package,
-                     interpreters, make_bare_environment, make_environment,
-                     patched, pip, scratch, since, site_packages)
+from support import (HELPERS, InterpreterTest, check_call, environment,
+                     for_each_interpreter, install_package, interpreters,
+                     make_bare_environment, make_environment, patched, pip,
+                     scratch, since)
 
 ASK = ("import pymalloc_hugepages as h, json; "
        "print(json.dumps([h.refusal(), h.stats().get('switch')]))")
@@ -179,19 +178,8 @@ class TestRefusals(ActivationTest):
                 self.assertGreater(traced, 9 << 20)
                 self.assertGreater(used, 5)
 
-    def run_with_hook(self, code):
-        """Run code that may import arena_hook, and imports the extension
-        itself; return what it prints, from JSON."""
-        folder = scratch() / f"hook-{self.release}"
-        folder.mkdir(exist_ok=True)
-        compile_c(self.release, "arena_hook.c", folder / "arena_hook.so",
-                  "-shared")
-        return json.loads(self.run_python(
-            "-S", "-c", code, PYTHONPATH=os.pathsep.join(
-                [str(folder), str(site_packages(self.python))])))
-
     def test_another_hook_first(self):
-        why, used = self.run_with_hook("""if True:
+        why, used = self.run_with_arena_hook("""if True:
             import arena_hook
             arena_hook.install()
             import _pymalloc_hugepages as extension
@@ -204,7 +192,7 @@ class TestRefusals(ActivationTest):
         self.assertEqual(used, 0)
 
     def test_another_hook_later(self):
-        why, used = self.run_with_hook("""if True:
+        why, used = self.run_with_arena_hook("""if True:
             import _pymalloc_hugepages as extension
             import arena_hook
             arena_hook.install()
@@ -220,7 +208,7 @@ class TestRefusals(ActivationTest):
         """It is known as soon as there is one."""
         for kib in 256, 2048:
             with self.subTest(kib):
-                before, why, used = self.run_with_hook(f"""if True:
+                before, why, used = self.run_with_arena_hook(f"""if True:
                     import _pymalloc_hugepages as extension
                     before = extension.refusal()
                     import arena_hook

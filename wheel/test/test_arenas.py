@@ -210,37 +210,17 @@ class TestArenas(InterpreterTest):
 
     def test_threads_without_gil(self):
         """The hooks serve several threads at once."""
-        self.run_code(HOOKS + """if True:
-            import random, threading
-            def work(seed):
-                rng = random.Random(seed)
-                mine = []
-                for i in range(2000):
-                    if len(mine) < 5 or (len(mine) < 40 and rng.random() < .5):
-                        address = take()
-                        word = ctypes.c_size_t.from_address(address)
-                        word.value = address ^ seed
-                        mine.append(address)
-                    else:
-                        address = mine.pop(rng.randrange(len(mine)))
-                        word = ctypes.c_size_t.from_address(address)
-                        if word.value != address ^ seed:
-                            failed.append(address)
-                        give(address)
-                for address in mine:
-                    give(address)
-            failed = []
-            before = slices()["now"]
-            threads = [threading.Thread(target=work, args=(seed,))
-                       for seed in range(6)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert not failed, failed
-            assert slices()["now"] - before in (0, 1), slices()
-            tell()
+        problem, before, after = self.run_with_arena_hook("""if True:
+            import _pymalloc_hugepages as extension
+            import arena_hook
+            import json
+            before = extension.stats()["slices"]["now"]
+            problem = arena_hook.stress()
+            print(json.dumps([problem, before,
+                              extension.stats()["slices"]["now"]]))
             """)
+        self.assertIsNone(problem)
+        self.assertEqual(after, before)
 
 
 class TestBeforeActivation(InterpreterTest):
