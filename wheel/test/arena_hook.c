@@ -43,8 +43,8 @@ hook_ask(PyObject *Py_UNUSED(module), PyObject *size)
 
 #define ARENA       ((size_t)1 << 20)
 #define THREADS     4
-#define HELD        3
-#define ROUNDS      100000
+#define HELD        2
+#define ROUNDS      400000
 #define OWNERS      ((size_t)1 << 20)
 
 /* Of the arena at an address / ARENA % OWNERS: the thread that has it.  The
