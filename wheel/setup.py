@@ -1,5 +1,6 @@
 """Builds the wheel.  pyproject.toml has the rest of what it says of itself."""
 
+import glob
 import os
 import platform
 import sys
@@ -41,8 +42,10 @@ setup(
     package_data={"pymalloc_hugepages": ["*.pyi", "py.typed"]},
     ext_modules=[Extension(
         "_pymalloc_hugepages", ["src/module.c"],
-        # The list of the shared sources is src/hugepages/pymalloc.c.
-        depends=["src/stand_in.h", "src/slices.c"],
+        # It includes the others.
+        depends=[*glob.glob("src/*.[ch]"), *glob.glob("src/hugepages/*.[ch]"),
+                 *glob.glob("src/Include/*/*hugepages.h"),
+                 *glob.glob("src/Python/*hugepages.h")],
         include_dirs=["src", "src/Include", "src/Include/internal"],
         extra_compile_args=["-std=c11", "-fvisibility=hidden", "-pthread"],
         extra_link_args=["-pthread"],

@@ -102,16 +102,20 @@ wheel_why_hooked(const wheel_arena_allocator *allocator)
     return NULL;
 }
 
+/* Call a function of sys.  Return NULL if there is none, or it fails. */
+static PyObject *
+wheel_call_sys(const char *name)
+{
+    PyObject *function = PySys_GetObject(name);
+    return function == NULL ? NULL : PyObject_CallObject(function, NULL);
+}
+
 /* An interpreter with the option says so itself. */
 static const char *
 wheel_why_patched(void)
 {
-    PyObject *function = PySys_GetObject("_pymalloc_hugepages");
-    if (function == NULL) {
-        return NULL;
-    }
     const char *why = NULL;
-    PyObject *stats = PyObject_CallObject(function, NULL);
+    PyObject *stats = wheel_call_sys("_pymalloc_hugepages");
     PyObject *option = stats == NULL ? NULL
         : PyMapping_GetItemString(stats, "option");
     if (option != NULL && PyObject_IsTrue(option) == 1) {
@@ -135,18 +139,10 @@ wheel_why_no_pymalloc(void)
         return why;
     }
     /* The blocks of malloc() are not counted. */
-    PyObject *function = PySys_GetObject("getallocatedblocks");
-    PyObject *blocks = function == NULL ? NULL
-        : PyObject_CallObject(function, NULL);
-    if (blocks == NULL) {
-        return NULL;
-    }
-    if (PyObject_IsTrue(blocks) == 0) {
-        Py_DECREF(blocks);
-        return why;
-    }
-    Py_DECREF(blocks);
-    return NULL;
+    PyObject *blocks = wheel_call_sys("getallocatedblocks");
+    int has_none = blocks != NULL && PyObject_IsTrue(blocks) == 0;
+    Py_XDECREF(blocks);
+    return has_none ? why : NULL;
 }
 
 // --- the switch ------------------------------------------------------------

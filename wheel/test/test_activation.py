@@ -178,29 +178,26 @@ class TestRefusals(ActivationTest):
                 self.assertGreater(traced, 9 << 20)
                 self.assertGreater(used, 5)
 
+    def ask_with_hook(self, *statements):
+        """Return why an interpreter does without after some statements, and
+        how many slices it has then."""
+        return self.run_with_arena_hook("\n".join([
+            "import arena_hook",
+            *statements,
+            "data = [bytes(440) for _ in range(10 * 2184)]",
+            "import json",
+            "print(json.dumps([extension.refusal(),",
+            "                  extension.stats()['slices']['now']]))"]))
+
     def test_another_hook_first(self):
-        why, used = self.run_with_arena_hook("""if True:
-            import arena_hook
-            arena_hook.install()
-            import _pymalloc_hugepages as extension
-            data = [bytes(440) for _ in range(10 * 2184)]
-            import json
-            print(json.dumps([extension.refusal(),
-                              extension.stats()["slices"]["ever"]]))
-            """)
+        why, used = self.ask_with_hook(
+            "arena_hook.install()", "import _pymalloc_hugepages as extension")
         self.assertEqual(why, "another arena allocator was there first")
         self.assertEqual(used, 0)
 
     def test_another_hook_later(self):
-        why, used = self.run_with_arena_hook("""if True:
-            import _pymalloc_hugepages as extension
-            import arena_hook
-            arena_hook.install()
-            data = [bytes(440) for _ in range(10 * 2184)]
-            import json
-            print(json.dumps([extension.refusal(),
-                              extension.stats()["slices"]["now"]]))
-            """)
+        why, used = self.ask_with_hook(
+            "import _pymalloc_hugepages as extension", "arena_hook.install()")
         self.assertIsNone(why)
         self.assertGreater(used, 5)
 
