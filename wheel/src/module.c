@@ -1,8 +1,8 @@
 /* The extension module: whether it may serve this interpreter, and what it
    tells.
 
-   It is imported by a .pth file at the start of each interpreter, of the main
-   one and of subinterpreters; the first import in a process decides for all. */
+   A .pth file imports it at the start of each interpreter, of the main one and
+   of subinterpreters; the first import in a process decides for all. */
 
 #include "stand_in.h"
 #include "hugepages/pymalloc.c"

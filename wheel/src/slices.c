@@ -8,16 +8,16 @@
 
    As in table.c there is no lock: a unit is one word, its address with a flag
    for each half that is in use, and each change of it is one atomic operation.
-   Interpreters with a GIL of their own, a fork and a signal handler may come at
-   any moment.  A thread that is stopped half-way, because it does not exist in
-   the child of a fork, leaves no more behind than a word that stays reserved,
-   or a half that nobody uses.
+   Interpreters with a GIL of their own, a fork and a signal handler may come
+   at any moment.  A thread that is stopped half-way, because it does not exist
+   in the child of a fork, leaves no more behind than a word that stays
+   reserved, or a half that nobody uses.
 
    The first unit is plain memory until there is a second one, as the first
    arenas of an interpreter with the option are: before it there are one or two
-   of the interpreter's own, from before this extension was loaded.  It is never
-   given back, so that pymalloc.c may promote it whatever another interpreter
-   does meanwhile. */
+   of the interpreter's own, from before this extension was loaded.  It is
+   never given back, so that pymalloc.c may promote it whatever another
+   interpreter does meanwhile. */
 
 #define SLICES_SIZE             (ARENA_SIZE / 2)
 
