@@ -39,7 +39,8 @@ class BuildPy(build_py):
 setup(
     packages=["pymalloc_hugepages", "pymalloc_hugepages.tool"],
     package_dir={"pymalloc_hugepages.tool": "tool"},
-    package_data={"pymalloc_hugepages": ["*.pyi", "py.typed"]},
+    package_data={"pymalloc_hugepages": ["*.pyi", "py.typed"],
+                  "pymalloc_hugepages.tool": ["hugepages.schema.json"]},
     ext_modules=[Extension(
         "_pymalloc_hugepages", ["src/module.c"],
         # It includes the others.
