@@ -126,23 +126,30 @@ wheel_why_patched(void)
     return why;
 }
 
+/* pymalloc serves the mem and obj domains by the same functions, malloc() the
+   raw domain, too, and mimalloc each domain by others. */
 static const char *
 wheel_why_no_pymalloc(void)
 {
-    const char *why = "this interpreter runs without pymalloc (PYTHONMALLOC)";
-    /* mimalloc serves the two domains by different functions.  Under hooks it
-       cannot be told; then no arena is ever asked for. */
-    wheel_allocator mem, obj;
+    wheel_allocator raw, mem, obj;
+    int is_other = 0;
+    PyMem_GetAllocator(WHEEL_DOMAIN_RAW, &raw);
     PyMem_GetAllocator(WHEEL_DOMAIN_MEM, &mem);
     PyMem_GetAllocator(WHEEL_DOMAIN_OBJ, &obj);
-    if (mem.ctx == NULL && obj.ctx == NULL && mem.malloc != obj.malloc) {
-        return why;
+    if (raw.ctx == NULL && mem.ctx == NULL && obj.ctx == NULL) {
+        is_other = obj.malloc == raw.malloc || obj.malloc != mem.malloc;
     }
-    /* The blocks of malloc() are not counted. */
-    PyObject *blocks = wheel_call_sys("getallocatedblocks");
-    int has_none = blocks != NULL && PyObject_IsTrue(blocks) == 0;
-    Py_XDECREF(blocks);
-    return has_none ? why : NULL;
+    else if (hugepages_os_is_single_threaded()) {
+        /* Under hooks it can be told of malloc(), whose blocks are not
+           counted.  Who counts looks into the arenas of all interpreters, so
+           none may run meanwhile.  Where it is not known, nothing but arenas
+           will be missing. */
+        PyObject *blocks = wheel_call_sys("getallocatedblocks");
+        is_other = blocks != NULL && PyObject_IsTrue(blocks) == 0;
+        Py_XDECREF(blocks);
+    }
+    return is_other ? "this interpreter runs without pymalloc (PYTHONMALLOC)"
+                    : NULL;
 }
 
 // --- the switch ------------------------------------------------------------
