@@ -13,6 +13,7 @@ virtual environment with it for each interpreter.
 """
 
 import atexit
+import fcntl
 import functools
 import json
 import os
@@ -215,20 +216,6 @@ requires_thp = unittest.skipUnless(has_thp(),
                                    "needs transparent huge pages")
 
 
-def require_pool(pages):
-    """Return how many huge pages of the pool are free; skip a test if these
-    are too few.  No test here changes the pool."""
-    try:
-        free = int(pathlib.Path(POOL, "free_hugepages").read_text())
-        free -= int(pathlib.Path(POOL, "resv_hugepages").read_text())
-    except OSError:
-        free = 0
-    if free < pages:
-        raise unittest.SkipTest(f"needs {pages} free huge pages in the pool, "
-                                f"which has {free}")
-    return free
-
-
 def compile_c(release, source, output, *flags):
     """Compile a C file of this folder with the headers of an interpreter."""
     compiler = shutil.which("cc") or shutil.which("gcc")
@@ -264,6 +251,24 @@ class InterpreterTest(unittest.TestCase):
         if cls.release is None:
             raise unittest.SkipTest("no interpreter")
         cls.python = python_with_wheel(cls.release)
+
+    def use_pool(self, pages):
+        """Return how many huge pages of the pool are free; skip a test if
+        these are too few.  No test here changes the pool; others of this tree
+        wait before they do, as they take the same lock."""
+        try:
+            lock = os.open(POOL, os.O_RDONLY)
+            self.addCleanup(os.close, lock)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            free, reserved = (int(pathlib.Path(POOL, name).read_text())
+                              for name in ("free_hugepages", "resv_hugepages"))
+            free -= reserved
+        except OSError:
+            free = 0
+        if free < pages:
+            self.skipTest(f"needs {pages} free huge pages in the pool, which "
+                          f"has {free}")
+        return free
 
     @property
     def version(self):

@@ -8,8 +8,8 @@ import sys
 import unittest
 
 from support import (InterpreterTest, SLICE, UNIT, compile_c,
-                     for_each_interpreter, interpreters, require_pool,
-                     requires_thp, scratch, since, site_packages)
+                     for_each_interpreter, interpreters, requires_thp, scratch,
+                     since, site_packages)
 
 
 # For code: the hooks, called from any thread, without the GIL.
@@ -111,7 +111,7 @@ class TestArenas(InterpreterTest):
         self.assertEqual(stats["hugetlb"]["ever"], 0)
 
     def test_on_hugetlb(self):
-        require_pool(40)
+        self.use_pool(40)
         stats = self.run_code("""if True:
             data = fill(64)
             tell(extension.stats())
@@ -280,17 +280,16 @@ class TestForks(InterpreterTest):
     def fork(self, **variables):
         """Return the figures of a process that has forked: alone, and with
         another thread."""
-        for arguments in [], ["with threads"]:
-            with self.subTest(arguments):
-                yield self.run_code(self.CODE, *arguments,
-                                    options=self.OPTIONS, **variables)
+        return [self.run_code(self.CODE, *arguments, options=self.OPTIONS,
+                              **variables)
+                for arguments in ([], ["with threads"])]
 
     def test_fork(self):
         for stats in self.fork():
             self.assertGreater(stats["slices"]["now"], 30)
 
     def test_fork_with_pool(self):
-        require_pool(60)
+        self.use_pool(60)
         for stats in self.fork():
             self.assertGreater(stats["hugetlb"]["ever"], 10)
 
@@ -306,7 +305,7 @@ class TestForks(InterpreterTest):
             print("held", flush=True)
             input()
             """
-        pages = str(require_pool(4) - 3)
+        pages = str(self.use_pool(4) - 3)
         with subprocess.Popen([sys.executable, "-c", holder, pages], text=True,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE
                               ) as process:
