@@ -21,7 +21,7 @@ import textwrap
 import time
 import unittest
 from test import support
-from test.support import os_helper
+from test.support import import_helper, os_helper
 from test.support.script_helper import interpreter_requires_environment
 
 HUGEPAGES_BUILD = sys._pymalloc_hugepages()['option']
