@@ -80,22 +80,43 @@ wheel_why_unknown(wheel_arena_allocator *allocator)
     return NULL;
 }
 
-/* Whether a function is in the same program or library as the interpreter. */
 static int
-wheel_is_of_interpreter(void *function)
+wheel_contains(const struct dl_phdr_info *object, void *function)
 {
-    Dl_info of_function, of_interpreter;
-    return dladdr(function, &of_function) != 0
-           && dladdr((void *)PyObject_SetArenaAllocator, &of_interpreter) != 0
-           && of_function.dli_fbase == of_interpreter.dli_fbase;
+    uintptr_t offset = (uintptr_t)function - object->dlpi_addr;
+    for (int i = 0; i < object->dlpi_phnum; i++) {
+        const ElfW(Phdr) *segment = &object->dlpi_phdr[i];
+        if (segment->p_type == PT_LOAD
+            && offset - segment->p_vaddr < segment->p_memsz)
+        {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+enum { WHEEL_NOT_THERE, WHEEL_IS_STOCK, WHEEL_IS_HOOKED };
+
+/* Called for the program and each library: whether both functions of an
+   allocator are in the one that has the interpreter. */
+static int
+wheel_look_into(struct dl_phdr_info *object, size_t Py_UNUSED(size),
+                void *data)
+{
+    const wheel_arena_allocator *allocator = data;
+    if (!wheel_contains(object, (void *)PyObject_SetArenaAllocator)) {
+        return WHEEL_NOT_THERE;
+    }
+    return wheel_contains(object, (void *)allocator->alloc)
+           && wheel_contains(object, (void *)allocator->free)
+           ? WHEEL_IS_STOCK : WHEEL_IS_HOOKED;
 }
 
 static const char *
-wheel_why_hooked(const wheel_arena_allocator *allocator)
+wheel_why_hooked(wheel_arena_allocator *allocator)
 {
     if (allocator->ctx != NULL
-        || !wheel_is_of_interpreter((void *)allocator->alloc)
-        || !wheel_is_of_interpreter((void *)allocator->free))
+        || dl_iterate_phdr(wheel_look_into, allocator) != WHEEL_IS_STOCK)
     {
         return "another arena allocator was there first";
     }

@@ -7,8 +7,8 @@
 #define Py_LIMITED_API 0x030a0000
 #include <Python.h>
 
-#include <dlfcn.h>                // dladdr()
 #include <errno.h>                // errno
+#include <link.h>                 // dl_iterate_phdr()
 #include <pthread.h>              // pthread_atfork()
 #include <stdint.h>               // uintptr_t
 #include <stdio.h>                // FILE
