@@ -3,6 +3,7 @@
    Layers, from the top; calls go down only:
 
        pymalloc.c         what pymalloc calls: knows interpreters
+       free.c             free() of most blocks
        report.c           tells what stats.c has counted
        fork.c             policy: what a process does with its arenas before a
                           fork()

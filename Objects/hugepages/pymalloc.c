@@ -22,6 +22,14 @@
 
 #include "report.c"
 
+#ifdef POOL_ADDR
+#  include "free.c"
+#else
+/* The wheel has no pools. */
+#  define hugepages_note_arena(arena)   ((void)0)
+#  define hugepages_forget_arena(arena) ((void)0)
+#endif
+
 /* How many arenas of an interpreter are plain memory at first: an interpreter
    that has just started needs two.  Each more would cost every larger program
    512 page faults. */
@@ -64,6 +72,9 @@ _PyMem_HugePagesAlloc(void *Py_UNUSED(ctx), size_t size)
 {
     void *ptr = hugepages_take_for_pymalloc(size);
     if (ptr != NULL) {
+        if (size == ARENA_SIZE) {
+            hugepages_note_arena(ptr);
+        }
         (void)_PyAnnotateMemoryMap(ptr, size, "cpython:pymalloc");
     }
     return ptr;
@@ -77,6 +88,7 @@ _PyMem_HugePagesFree(void *Py_UNUSED(ctx), void *ptr, size_t size)
         return;
     }
     if (size == ARENA_SIZE) {
+        hugepages_forget_arena(ptr);
         hugepages_give(ptr);
     }
     else {

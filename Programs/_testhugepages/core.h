@@ -10,6 +10,7 @@
 
 #include "check.h"
 
+#include <assert.h>               // assert()
 #include <errno.h>                // errno
 
 #define TEST_JOIN(prefix, name) prefix ## name
@@ -38,6 +39,17 @@ typedef struct {
         } *obmalloc;
     } *interp;
 } PyThreadState;
+
+/* A pool's header, as far as free.c knows it. */
+typedef uint8_t pymem_block;
+typedef struct {
+    struct {
+        unsigned int count;
+    } ref;
+    pymem_block *freeblock;
+} *poolp;
+#define POOL_SIZE ((size_t)1 << 14)
+#define POOL_ADDR(block) ((poolp)((uintptr_t)(block) & ~(POOL_SIZE - 1)))
 
 #define Py_GETENV(name) getenv(name)
 

@@ -46,7 +46,7 @@ compile() {
         case $layer/${file##*/} in
         linux/test_os_windows.c) ;;
         windows/machine.c|windows/*linux*.c|windows/test_pymalloc.c) ;;
-        windows/test_real_fork.c|windows/test_limits.c) ;;
+        windows/test_real_fork.c|windows/test_limits.c|windows/test_free.c) ;;
         *) set -- "$@" "$file" ;;
         esac
     done
