@@ -163,14 +163,15 @@ class TestCommands(InterpreterTest):
         output = self.run_command(command, "status", status=None)
         self.assertIn(": arenas on huge pages\n", output)
 
-    def test_tool_on_a_process(self):
-        """`status PID` knows the extension as what makes arenas huge."""
+    def status_of_a_process(self, **variables):
+        """What the tool says of a process with 46 MiB of objects: the JSON of
+        the process, its arenas, and the notes."""
         command = str(pathlib.Path(self.python).with_name(
             "pymalloc-hugepages"))
         code = "data = [bytes(440) for _ in range(99999)]; print(); input()"
         with subprocess.Popen([self.python, "-c", code], text=True,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              env=environment()) as process:
+                              env=environment(**variables)) as process:
             process.stdout.readline()
             try:
                 told = json.loads(self.run_command(
@@ -178,11 +179,29 @@ class TestCommands(InterpreterTest):
                     status=None))
             finally:
                 process.communicate("\n")
-        told, = told["processes"]
-        self.assertTrue(told["patched"])
-        self.assertIn("_pymalloc_hugepages.abi3.so", told["interpreter"])
-        self.assertGreater(told["thp"]["arenas"]
-                           + told["hugetlb"]["arenas"], 15)
+        shown, = told["processes"]
+        self.assertTrue(shown["patched"])
+        self.assertEqual(shown["feature"], "wheel")
+        self.assertIn("_pymalloc_hugepages.abi3.so", shown["interpreter"])
+        return (shown["thp"]["arenas"] + shown["hugetlb"]["arenas"],
+                " ".join(told["notes"]))
+
+    def test_tool_on_a_process(self):
+        """`status PID` knows the extension as what makes arenas huge."""
+        arenas, notes = self.status_of_a_process()
+        self.assertGreater(arenas, 15)
+        self.assertNotIn("refused", notes)
+
+    def test_tool_on_a_process_where_it_refuses(self):
+        for variables, reason in (
+                ({"PYTHONMALLOC": "malloc"}, "by PYTHONMALLOC=malloc: "),
+                ({"PYTHON_PYMALLOC_HUGEPAGES": "off"},
+                 "by PYTHON_PYMALLOC_HUGEPAGES=off: ")):
+            with self.subTest(**variables):
+                arenas, notes = self.status_of_a_process(**variables)
+                self.assertEqual(arenas, 0)
+                self.assertIn("loaded, but has no arenas", notes)
+                self.assertIn(reason, notes)
 
     def test_statistics_at_the_end(self):
         with tempfile.TemporaryDirectory() as folder:

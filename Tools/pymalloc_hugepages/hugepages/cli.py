@@ -13,7 +13,7 @@ from . import VERSION, ToolError, program
 
 DESCRIPTION = """\
 Find out whether CPython's small objects are on huge pages, and put them there.
-For interpreters built --with-pymalloc-hugepages."""
+For interpreters built --with-pymalloc-hugepages, and others with the wheel."""
 
 EPILOG = """\
 examples:

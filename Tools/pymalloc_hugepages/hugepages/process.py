@@ -19,11 +19,12 @@ from . import ARENA_SIZE, MIB, ToolError, program, smaps
 FIRST = 2
 
 # A string that every interpreter built with the option contains (in its help
-# text) and no other does.
+# text), the wheel's extension, and nothing else.
 MARKER = b"PYTHON_PYMALLOC_HUGEPAGES=thp"
 
 # The libraries that may contain it: CPython's, and the wheel's extension.
-_LIBRARIES = ("libpython", "_pymalloc_hugepages")
+_EXTENSION = "_pymalloc_hugepages"
+_LIBRARIES = ("libpython", _EXTENSION)
 
 # Variables of its environment that decide what an interpreter's arenas get.
 _VARIABLES = ("PYTHON_PYMALLOC_HUGEPAGES", "PYTHONMALLOC", "PYTHONDEVMODE")
@@ -143,7 +144,7 @@ def read_memory(pid, root="/"):
         return smaps.add_up_memory(smaps.parse(file))
 
 
-# Is it an interpreter that was built with the option?
+# Is it an interpreter with the option, or the wheel's extension?
 
 _known_files = {}
 
@@ -173,6 +174,10 @@ def _contains_marker(path):
         return _known_files[key]
 
 
+def _is_extension(path):
+    return os.path.basename(path).startswith(_EXTENSION)
+
+
 def _mapped_libraries(pid, root):
     """Pairs of addresses "START-END" and path of mapped _LIBRARIES."""
     found = {}
@@ -182,12 +187,13 @@ def _mapped_libraries(pid, root):
             if len(fields) == 6 and ".so" in fields[5] and (
                     os.path.basename(fields[5]).startswith(_LIBRARIES)):
                 found.setdefault(fields[5], fields[0])
-    return [(addresses, path) for path, addresses in found.items()]
+    # The extension leaves an interpreter with the option alone.
+    return [(found[path], path) for path in sorted(found, key=_is_extension)]
 
 
 def find_interpreter(pid, root="/"):
-    """Path of the program or library that makes a process an interpreter built
-    with the option; None if it is none.
+    """Path of the program or library that makes a process an interpreter with
+    the option, or with the wheel's extension; None if it is neither.
 
     Both are read through /proc, so processes in other containers, and files
     that have been deleted since, are found out about as well.
@@ -226,12 +232,13 @@ class Report:
     start: int
     # Why nothing else is known, or None.
     problem: typing.Optional[str] = None
-    # Path of the program or library with the option, or None.
+    # Path of the program or library with the option, or of the wheel's
+    # extension, or None.
     interpreter: typing.Optional[str] = None
     # Why that could not be found out, or None.
     unknown: typing.Optional[str] = None
     memory: typing.Optional[smaps.Memory] = None
-    # None if it is no interpreter with the option.
+    # None if it is no interpreter with one of these.
     usage: typing.Optional[smaps.Usage] = None
     # THP_enabled of /proc/PID/status (Linux 5.0): False if the process has
     # been forbidden to have any (PR_SET_THP_DISABLE).
@@ -241,10 +248,19 @@ class Report:
 
     @property
     def patched(self):
-        """Whether it is an interpreter with the option; None: not known."""
+        """Whether it is an interpreter with the option, or with the wheel's
+        extension; None: not known."""
         if self.problem is not None or self.unknown is not None:
             return None
         return self.interpreter is not None
+
+    @property
+    def feature(self):
+        """Which of the two: "option" or "wheel"; None: neither, or not known.
+        """
+        if self.interpreter is None:
+            return None
+        return "wheel" if _is_extension(self.interpreter) else "option"
 
 
 def _read_thp_enabled(pid, root):
@@ -343,6 +359,7 @@ def as_dict(report):
         "name": report.name,
         "command": report.command,
         "patched": report.patched,
+        "feature": report.feature,
         "interpreter": report.interpreter,
         "problem": report.problem or report.unknown,
         "arena_size": ARENA_SIZE,

@@ -68,8 +68,8 @@ def count_needed(outcome):
     if not entries:
         raise ToolError(
             f"no process of {outcome.command[0]!r} was an interpreter built "
-            "--with-pymalloc-hugepages; name one that is, or a program that "
-            "starts it")
+            "--with-pymalloc-hugepages or with the wheel; name one that is, "
+            "or a program that starts it")
     peaks = {entry["pid"]: _pages(entry, outcome.statistics.get(entry["pid"]))
              for entry in entries}
     together = max((sum(peaks[pid] for pid, _ in keys)

@@ -436,7 +436,8 @@ def as_line(outcome):
     """An Outcome as one line of text."""
     entries = processes(outcome)
     if not entries:
-        arenas = "no interpreter built --with-pymalloc-hugepages was seen"
+        arenas = ("no interpreter built --with-pymalloc-hugepages or with "
+                  "the wheel was seen")
     else:
         arenas = "peak arenas: " + _tiers(add_peaks(entries))
         sampled = sum(entry["source"] == "sampled" for entry in entries)

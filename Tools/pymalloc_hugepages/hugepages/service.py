@@ -237,7 +237,7 @@ class Service:
 
     @property
     def interpreters(self):
-        """Those with the option."""
+        """Those with the option, or with the wheel's extension."""
         return [each for each in self.readable if each.patched]
 
     @property

@@ -31,6 +31,16 @@ def _pids(reports):
     return ", ".join(pids[:3] if more else pids) + more
 
 
+def _features(service):
+    """What puts arenas on huge pages, and of which interpreters."""
+    for feature, name in (("option", "Built --with-pymalloc-hugepages"),
+                          ("wheel", "With the wheel's extension")):
+        those = [each for each in service.interpreters
+                 if each.feature == feature]
+        if those:
+            yield f"{name}: {_pids(those)}."
+
+
 def _why_none(service):
     """Why interpreters have nothing on huge pages, and what to do."""
     for name, value in sorted({pair for each in service.interpreters
@@ -48,6 +58,13 @@ def _why_none(service):
     if disabled:
         yield ("Transparent huge pages are disabled (PR_SET_THP_DISABLE) for: "
                f"{_pids(disabled)}.")
+    empty = [each for each in service.interpreters
+             if each.feature == "wheel" and each.usage.arenas == 0]
+    if empty:
+        yield (f"The wheel's extension is loaded, but has no arenas: "
+               f"{_pids(empty)}.  Unless the program is small, it may have "
+               "refused: `python -m pymalloc_hugepages`, with the same "
+               "python, options and variables, says why.")
 
 
 def _may_use_pool(report, pool):
@@ -66,9 +83,9 @@ def notes(service):
     lines = []
     if service.readable and all(each.patched is False
                                 for each in service.readable):
-        return ["This is no interpreter built --with-pymalloc-hugepages."
-                if len(service.rows) == 1 else
-                "None is an interpreter built --with-pymalloc-hugepages."]
+        return [("This is no interpreter" if len(service.rows) == 1
+                 else "None is an interpreter")
+                + " built --with-pymalloc-hugepages or with the wheel."]
     unknown = [each for each in service.readable if each.unknown is not None]
     if unknown:
         lines.append(
@@ -203,7 +220,7 @@ def _pss(report):
 
 def remarks(service, width=None):
     """What stands below the table, as lines."""
-    lines = notes(service)
+    lines = [*_features(service), *notes(service)]
     if service.interpreters:
         lines.append("ARENAS: of 2 MiB; not those on plain pages.  HUGE: "
                      "their part on huge pages.  The others: MiB."

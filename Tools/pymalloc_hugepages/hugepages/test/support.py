@@ -149,6 +149,12 @@ ALL_HUGETLB = (6 + 2 + 2 + 2 + 1024) * MIB
 ALL_THP = (18 + 2 + 2 + 2 + 2 + 4) * MIB
 
 
+# What shows a process as one that has loaded the wheel's extension.
+EXTENSION = "/opt/lib/_pymalloc_hugepages.abi3.so"
+WITH_WHEEL = {"exe": b"stock",
+              "maps": f"7f00-7f10 r--p 00000000 08:01 3   {EXTENSION}\n"}
+
+
 class Tree:
     """A tree with proc, sys and etc."""
 
@@ -181,6 +187,8 @@ class Tree:
                  f"task/{pid}/children": children}
         for file, data in files.items():
             self.write(f"proc/{pid}/{file}", data)
+        if EXTENSION in maps:
+            self.write(f"proc/{pid}/root{EXTENSION}", process.MARKER)
 
     def remove_process(self, pid):
         shutil.rmtree(self.path(f"proc/{pid}"))

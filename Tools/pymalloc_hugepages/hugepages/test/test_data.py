@@ -18,7 +18,7 @@ from unittest import mock
 from hugepages import cli, reserve, run, system_status, windows
 
 from .support import (
-    MIB, PACKAGE, call, outcome, requires_linux, statistics_line)
+    MIB, PACKAGE, WITH_WHEEL, call, outcome, requires_linux, statistics_line)
 from .test_service import ServiceTestCase, shared
 from .test_system import RECORDED, lay_out
 
@@ -145,11 +145,14 @@ class SchemaTests(ServiceTestCase):
         self.tree.add_process(200, "sh", ["sh"], parent=104, exe=b"sh")
         self.tree.add_process(201, "sh", ["sh"], parent=104, exe=b"",
                               maps="7f-8f r--p 0 08:01 2  /libpython3.so\n")
+        self.tree.add_process(203, parent=104, **WITH_WHEEL, smaps="")
         self.tree.add_process(202, "kthread", [], parent=104, flags=0x200040)
         out, _ = self.status("gunicorn", "--json", status=2)
         data = self.check(out, "service")
-        self.assertEqual(data["total"]["interpreters"], 9)
-        self.assertEqual(data["total"]["processes"], 12)
+        self.assertEqual({each["feature"] for each in data["processes"]},
+                         {"option", "wheel", None})
+        self.assertEqual(data["total"]["interpreters"], 10)
+        self.assertEqual(data["total"]["processes"], 13)
         self.assertEqual(data["total"]["unreadable"], 1)
 
     @requires_linux

@@ -7,7 +7,8 @@ from unittest import mock
 
 from hugepages import ToolError, process, smaps
 
-from .support import ALL_HUGETLB, ALL_THP, EXPECTED, MIB, TestCase
+from .support import (
+    ALL_HUGETLB, ALL_THP, EXPECTED, EXTENSION, MIB, WITH_WHEEL, TestCase)
 
 
 LIBRARY = "/opt/lib/libpython3.13.so.1.0"
@@ -66,6 +67,15 @@ class InterpreterTests(TestCase):
         with self.assertRaises(OSError):
             self.find(exe=b"", maps=MAPS)
 
+    def test_extension(self):
+        self.assertEqual(self.find(**WITH_WHEEL), EXTENSION)
+
+    def test_extension_in_an_interpreter_with_the_option(self):
+        # It is mapped before the library.
+        self.tree.write("proc/5/root" + LIBRARY, process.MARKER)
+        self.assertEqual(self.find(
+            exe=b"", maps=WITH_WHEEL["maps"] + MAPS), LIBRARY)
+
     def test_other_libraries(self):
         self.tree.write("proc/5/root/lib/x.so", process.MARKER)
         self.assertIsNone(self.find(
@@ -82,6 +92,7 @@ class ReportTests(TestCase):
         self.assertEqual(report.usage, EXPECTED)
         self.assertIs(report.patched, True)
         result = process.as_dict(report)
+        self.assertEqual(result["feature"], "option")
         self.assertEqual(result["hugetlb"], {
             "arenas": 3, "size": 6 * MIB, "on_huge_pages": 6 * MIB})
         self.assertEqual(result["thp"], {
@@ -91,10 +102,22 @@ class ReportTests(TestCase):
         self.assertIs(result["thp_enabled"], True)
         self.assertEqual(json.loads(json.dumps(result)), result)
 
+    def test_wheel(self):
+        for maps in WITH_WHEEL["maps"], WITH_WHEEL["maps"].replace(
+                "\n", " (deleted)\n"):
+            self.tree.write(f"proc/5/root{EXTENSION} (deleted)",
+                            process.MARKER)
+            report = self.report(**{**WITH_WHEEL, "maps": maps})
+            self.assertEqual(report.usage, EXPECTED)
+            result = process.as_dict(report)
+            self.assertIs(result["patched"], True)
+            self.assertEqual(result["feature"], "wheel")
+
     def test_not_patched(self):
         report = self.report(exe=b"perl")
         self.assertIs(report.patched, False)
         result = process.as_dict(report)
+        self.assertIsNone(result["feature"])
         self.assertIsNone(result["thp"])
         self.assertEqual(result["memory"]["hugetlb"], ALL_HUGETLB)
         self.assertEqual(result["memory"]["thp"], ALL_THP)
@@ -102,6 +125,7 @@ class ReportTests(TestCase):
     def test_unknown(self):
         report = self.report(exe=b"", maps=MAPS)
         self.assertIsNone(report.patched)
+        self.assertIsNone(report.feature)
         self.assertIn("No such file", process.as_dict(report)["problem"])
         self.assertEqual(report.usage, EXPECTED)
 

@@ -102,7 +102,8 @@ class RunLineTests(unittest.TestCase):
 
     def test_none(self):
         self.assertEqual(self.line(), "no interpreter built "
-                         "--with-pymalloc-hugepages was seen" + self.FAULTS)
+                         "--with-pymalloc-hugepages or with the wheel was seen"
+                         + self.FAULTS)
 
     def test_json(self):
         result = run.as_dict(outcome(statistics_line(5, 1, 2, 3),

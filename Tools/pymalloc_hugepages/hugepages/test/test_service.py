@@ -13,8 +13,8 @@ from unittest import mock
 from hugepages import ToolError, cli, process, service, service_status
 
 from .support import (
-    ANON_HUGEPAGE, HUGETLB, MIB, TOOL, TestCase, end, is_patched, mapping,
-    pool_with, requires_linux)
+    ANON_HUGEPAGE, HUGETLB, MIB, TOOL, WITH_WHEEL, TestCase, end, is_patched,
+    mapping, pool_with, requires_linux)
 
 
 class FindTests(TestCase):
@@ -190,8 +190,10 @@ class TextTests(ServiceTestCase):
         self.assertRegex(lines[2], r"^ +101 .*   python /bin/gunicorn")
         self.assertRegex(lines[10],
                          r"^total +3 +100% +0.0 +6.0 +0.0 9 processes$")
-        self.assertLessEqual(len(lines), 12)
-        self.assertIn("The total counts shared memory once.", lines[11])
+        self.assertEqual(lines[11], "Built --with-pymalloc-hugepages: 100, "
+                         "101, 102 and 6 more.")
+        self.assertLessEqual(len(lines), 13)
+        self.assertIn("The total counts shared memory once.", lines[12])
 
     def test_shared_arenas_are_counted_once(self):
         self.add_service()
@@ -211,6 +213,38 @@ class TextTests(ServiceTestCase):
         self.assertRegex(out.splitlines()[1],
                          r"^ +5 +13 +92% +1036 .* python app.py$")
         self.assertNotIn("total", out)
+
+    def test_wheel(self):
+        self.add_service(**WITH_WHEEL)
+        out, _ = self.status("gunicorn")
+        self.assertIn("\nWith the wheel's extension: 100, 101, 102 and 6 "
+                      "more.\n", out)
+        self.assertNotIn("Built", out)
+        self.assertNotIn("refused", out)
+
+    def test_wheel_without_arenas(self):
+        self.add_service(**WITH_WHEEL, smaps="")
+        note = "loaded, but has no arenas: 100, 101, 102 and 6 more."
+        out, _ = self.status("gunicorn", status=1)
+        self.assertIn(note, out)
+        self.assertIn("`python -m pymalloc_hugepages`", out)
+        # One that has some has not refused, on huge pages or not.
+        self.tree.add_process(100, **WITH_WHEEL,
+                              smaps=mapping(4096, 16, flags="rd wr ac hg"))
+        out, _ = self.status("100", status=1)
+        self.assertIn("has no arenas: 101, 102, 103 and 5 more.", out)
+
+    def test_option_and_wheel(self):
+        self.add_service(2)
+        self.tree.add_process(101, parent=100, **WITH_WHEEL, smaps="")
+        out, _ = self.status("100")
+        self.assertIn("\nBuilt --with-pymalloc-hugepages: 100, 102.\n"
+                      "With the wheel's extension: 101.\n", out)
+        self.assertIn("has no arenas: 101.", out)
+        found = self.json("100")
+        self.assertEqual([each["feature"] for each in found["processes"]],
+                         ["option", "wheel", "option"])
+        self.assertIn("has no arenas: 101.", "\n".join(found["notes"]))
 
     def test_not_patched(self):
         self.add_service(exe=b"perl")
@@ -247,6 +281,7 @@ class TextTests(ServiceTestCase):
         self.assertIn("A small program has none", out)
         self.assertIn("status` says", out)
         self.assertIn("-X pymalloc_hugepages=off, too", out)
+        self.assertNotIn("wheel", out)
 
     def test_advised_but_on_plain_pages(self):
         self.add_service(smaps=mapping(4096, 16, flags="rd wr ac hg"))
