@@ -41,6 +41,7 @@ setup(
     package_dir={"pymalloc_hugepages.tool": "tool"},
     package_data={"pymalloc_hugepages": ["*.pyi", "py.typed"],
                   "pymalloc_hugepages.tool": ["hugepages.schema.json"]},
+    data_files=[("share/man/man1", ["tool/pymalloc-hugepages.1"])],
     ext_modules=[Extension(
         "_pymalloc_hugepages", ["src/module.c"],
         # It includes the others.

@@ -39,8 +39,12 @@ class TestFile(unittest.TestCase):
     def test_files(self):
         top = {name.partition("/")[0] for name in self.names}
         info = self.names[-1].partition("/")[0]
-        self.assertEqual(top, {"_pymalloc_hugepages.abi3.so", info,
+        data = info.replace(".dist-info", ".data")
+        self.assertEqual(top, {"_pymalloc_hugepages.abi3.so", info, data,
                                "pymalloc_hugepages.pth", "pymalloc_hugepages"})
+        self.assertEqual([name for name in self.names
+                          if name.startswith(data)],
+                         [f"{data}/data/share/man/man1/pymalloc-hugepages.1"])
         self.assertIn("pymalloc_hugepages/__init__.pyi", self.names)
         self.assertIn("pymalloc_hugepages/py.typed", self.names)
         self.assertIn("pymalloc_hugepages/tool/cli.py", self.names)
@@ -156,6 +160,12 @@ class TestCommands(InterpreterTest):
             output = self.run_python("-m", "pymalloc_hugepages", option,
                                      status=status)
             self.assertTrue(output.startswith("usage: "), output)
+
+    def test_manual_page(self):
+        """man finds it by the folder of the command, bin."""
+        folder = pathlib.Path(self.python).parent.parent
+        page = folder / "share/man/man1/pymalloc-hugepages.1"
+        self.assertIn(".TH PYMALLOC", page.read_text())
 
     def test_tool(self):
         command = str(pathlib.Path(self.python).with_name(
