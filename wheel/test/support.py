@@ -8,8 +8,8 @@ virtual environment with it for each interpreter.
                     option; if they are not set, build/unpatched and
                     build/hugepages
     WHEEL_FILE      a wheel to test, which is built if it is not set
-    WHEEL_TOOLS     a folder with abi3audit, auditwheel, build and twine; if it
-                    is not set, they are installed from PyPI
+    WHEEL_TOOLS     a folder with abi3audit, auditwheel, build, cibuildwheel
+                    and twine; if it is not set, they are installed from PyPI
 """
 
 import atexit

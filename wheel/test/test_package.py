@@ -5,14 +5,15 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import tempfile
 import unittest
 import zipfile
 
-from support import (InterpreterTest, WHEEL, check_call, environment,
-                     for_each_interpreter, pip, scratch, site_packages, tool,
-                     wheel_file, wheel_source)
+from support import (InterpreterTest, WHEEL, check_call, environment, facts,
+                     for_each_interpreter, interpreters, pip, scratch,
+                     site_packages, tool, wheel_file, wheel_source)
 
 
 class TestFile(unittest.TestCase):
@@ -21,7 +22,9 @@ class TestFile(unittest.TestCase):
     def setUpClass(cls):
         cls.path = wheel_file()
         with zipfile.ZipFile(cls.path) as file:
-            cls.names = file.namelist()
+            # auditwheel adds the folders.
+            cls.names = [name for name in file.namelist()
+                         if not name.endswith("/")]
             cls.texts = {name: file.read(name).decode()
                          for name in cls.names if ".dist-info/" in name}
 
@@ -83,6 +86,18 @@ class TestFile(unittest.TestCase):
         self.assertIn("manylinux", output)
         self.assertNotIn("libpython", output)
 
+    def test_cibuildwheel(self):
+        """It takes the configuration, from the top of the tree."""
+        processors = "x86_64", "aarch64"
+        output = check_call(
+            tool("cibuildwheel"), "--print-build-identifiers", "--platform",
+            "linux", "--archs", ",".join(processors), "wheel",
+            cwd=WHEEL.parent)
+        self.assertEqual(
+            sorted(output.split()),
+            sorted(f"cp310-{system}_{processor}" for processor in processors
+                   for system in ("manylinux", "musllinux")))
+
     def test_twine(self):
         source = self.source_archive()
         output = check_call(tool("twine"), "check", "--strict",
@@ -105,6 +120,47 @@ class TestFile(unittest.TestCase):
             built, = pathlib.Path(folder).iterdir()
             with zipfile.ZipFile(built) as file:
                 self.assertEqual(set(file.namelist()), set(self.names))
+
+
+class TestOtherSystems(unittest.TestCase):
+    """The extension for the other processors and C libraries that wheels are
+    built for."""
+
+    def compile(self, compiler):
+        """Compile the extension; return its path."""
+        if shutil.which(compiler) is None:
+            self.skipTest(f"needs {compiler}")
+        includes = [folders for folders in (
+            facts(path)["include"] for path in interpreters().values())
+            # Debian's headers look for those of the compiler's system.
+            if not folders[0].startswith("/usr/include/")]
+        if not includes:
+            self.skipTest("needs an interpreter that is not Debian's")
+        source = WHEEL / "src"
+        output = scratch() / f"{compiler}.so"
+        check_call(compiler, "-O2", "-std=c11", "-Wall", "-Wextra", "-Werror",
+                   "-fvisibility=hidden", "-shared", "-fPIC", "-pthread",
+                   *("-I" + path for path in includes[0]),
+                   f"-I{source}", f"-I{source}/Include",
+                   f"-I{source}/Include/internal", f"{source}/module.c",
+                   "-o", str(output))
+        return output
+
+    def test_aarch64(self):
+        self.compile("aarch64-linux-gnu-gcc")
+
+    def test_musl(self):
+        """It is loaded, in a program that stands in for Python."""
+        library = self.compile("musl-gcc")
+        names = [line.split()[-1] for line in check_call(
+            "nm", "-D", "--undefined-only", str(library)).splitlines()]
+        stand_in = scratch() / "stand_in.c"
+        stand_in.write_text("".join(f"int {name};\n" for name in names
+                                    if name.startswith(("Py", "_Py"))))
+        program = scratch() / "load"
+        check_call("musl-gcc", "-rdynamic", str(WHEEL / "test/load.c"),
+                   str(stand_in), "-o", str(program))
+        check_call(str(program), str(library))
 
 
 class TestCommands(InterpreterTest):
