@@ -112,11 +112,7 @@ def parse_arguments(args):
         help="memory to touch and free before each run, 0 for none (default: "
         "1536, but at most half of what is available); for a workload of "
         "bench_scale.py as much as it needs, if that is more")
-    parser.add_argument(
-        "--json", default="bench_obmalloc.json", metavar="FILE",
-        help="write the results here (default: %(default)s)")
-    parser.add_argument("--format", choices=report.FORMATS, default="text",
-                        help="form of the tables (default: text)")
+    command.add_results(parser, "bench_obmalloc.json")
     parser.add_argument("--plot", metavar="FILE.svg",
                         help="draw times, page faults and TLB misses, too")
     parser.add_argument("--html", metavar="FILE.html",

@@ -4,7 +4,7 @@ import argparse
 import signal
 import sys
 
-from . import BenchError, Interrupted
+from . import BenchError, Interrupted, report
 
 
 def make_parser(program, **kwargs):
@@ -23,6 +23,16 @@ def add_configurations(parser, metavar, results):
         "see below")
     what.add_argument("--report", metavar=metavar,
                       help=f"measure nothing: show the results in {results}")
+
+
+def add_results(parser, path):
+    """Let the user say where results are written, path otherwise, and what the
+    tables look like."""
+    parser.add_argument(
+        "--json", default=path, metavar="FILE",
+        help="write the results here (default: %(default)s)")
+    parser.add_argument("--format", choices=report.FORMATS, default="text",
+                        help="form of the tables (default: text)")
 
 
 def check_least(options, least, *names):

@@ -503,12 +503,15 @@ FORMATS = tuple(_STYLES)
 
 
 def render(results, style, width=100):
-    """The whole report as text; style is one of FORMATS.  Tables of plain text
+    """The whole report as text."""
+    return layout(tables(results), notes(results), style, width)
+
+
+def layout(found, lines, style, width=100):
+    """Tables and notes as text; style is one of FORMATS.  Tables of plain text
     are no wider than width, as far as that can be."""
     as_lines, bullet = _STYLES[style]
-    found = tables(results)
     if style == "text":
         found = [part for table in found for part in _fitting(table, width)]
-    lines = [line for table in found for line in as_lines(table)]
-    lines += [bullet + note for note in notes(results)]
-    return "\n".join(lines) + "\n"
+    return "\n".join([line for table in found for line in as_lines(table)]
+                     + [bullet + line for line in lines]) + "\n"
