@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Fork again and again while threads work and the pool of huge pages is short.
 
-Run it with an interpreter built --with-pymalloc-hugepages, as root::
+Run it as root, with an interpreter built --with-pymalloc-hugepages or that of
+an environment that has the wheel::
 
     sudo ./python Tools/pymalloc_hugepages/stress/stress_fork.py --forks 1000
 
@@ -35,6 +36,7 @@ import contextlib
 import ctypes
 import faulthandler
 import gc
+import importlib.util
 import itertools
 import mmap
 import multiprocessing
@@ -733,9 +735,10 @@ def run_parts(options):
 def main():
     try:
         options = parse_arguments()
-        if not sysconfig.get_config_var("PYMALLOC_USE_HUGEPAGES"):
+        if (not sysconfig.get_config_var("PYMALLOC_USE_HUGEPAGES")
+                and importlib.util.find_spec("pymalloc_hugepages") is None):
             raise StressError(f"{sys.executable} is not built "
-                              "--with-pymalloc-hugepages")
+                              "--with-pymalloc-hugepages, nor has the wheel")
         if not os.path.isdir(POOL):
             raise StressError("this kernel has no pool of 2 MiB huge pages")
         # Threads are the point of it.
