@@ -186,15 +186,16 @@ def python_with_wheel(release):
     return make_environment(interpreters()[release], scratch() / release)
 
 
-def install_package(python, name):
-    """Install a package from PyPI, or skip a test."""
+def install_packages(python, *names):
+    """Install packages from PyPI, or skip tests."""
     process = subprocess.run(
-        [*pip(), "--python", python, "install", "-q", "--only-binary", ":all:",
-         name], text=True, env=environment(),
+        [*pip(), "--python", python, "install", "-q", "--no-compile",
+         "--only-binary", ":all:", *names], text=True, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if process.returncode != 0:
         why = process.stdout.splitlines() or ["no message"]
-        raise unittest.SkipTest(f"pip does not install {name}: {why[-1]}")
+        raise unittest.SkipTest(f"pip does not install {' '.join(names)}: "
+                                + why[-1])
 
 
 def site_packages(python):

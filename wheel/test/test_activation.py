@@ -7,9 +7,8 @@ import tempfile
 import unittest
 
 from support import (HELPERS, InterpreterTest, check_call, environment,
-                     for_each_interpreter, install_package, interpreters,
-                     make_bare_environment, make_environment, patched, pip,
-                     scratch, since)
+                     for_each_interpreter, interpreters, make_bare_environment,
+                     make_environment, patched, pip, scratch, since)
 
 ASK = ("import pymalloc_hugepages as h, json; "
        "print(json.dumps([h.refusal(), h.stats().get('switch')]))")
@@ -219,25 +218,6 @@ class TestRefusals(ActivationTest):
                 self.assertEqual(used, 0)
                 self.assertEqual(why, "the arenas of this interpreter are of "
                                       "another size than 1 MiB")
-
-    def test_memray(self):
-        """It sees the units as it sees what others map."""
-        python = make_environment(interpreters()[self.release],
-                                  scratch() / f"memray-{self.release}")
-        install_package(python, "memray")
-        with tempfile.TemporaryDirectory() as folder:
-            # It may have a word to say about the C library.
-            told = self.run_command(python, "-c", HELPERS + """if True:
-                import memray
-                with memray.Tracker(sys.argv[1]):
-                    data = fill(10)
-                    used = slices()["now"]
-                    del data
-                tell(extension.refusal(), used)
-                """, folder + "/out", errors=None)
-        why, used = json.loads(told)
-        self.assertIsNone(why)
-        self.assertGreater(used, 5)
 
 
 class TestPatchedInterpreter(unittest.TestCase):
