@@ -88,7 +88,7 @@ def outcome_of(case):
     return "skipped" if "skipped" in kinds else "passed"
 
 
-def run_module(python, module):
+def run_module(python, module, switch):
     """Return a dict of the outcomes, and how many units of arenas the process
     had at most: None if it has not told."""
     with tempfile.TemporaryDirectory(dir=support.scratch()) as folder:
@@ -98,7 +98,9 @@ def run_module(python, module):
              folder, "--timeout", str(TIMEOUT_SECONDS), "--randseed", "1",
              "--fail-env-changed", module],
             cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=support.environment(PYTHON_PYMALLOC_HUGEPAGES_STATS=str(stats)))
+            env=support.environment(PYTHON_PYMALLOC_HUGEPAGES=switch,
+                                    PYTHON_PYMALLOC_HUGEPAGES_STATS=str(stats))
+        )
         outcomes = {WHOLE: f"exit status {process.wait()}"}
         if junit.exists():
             for case in xml.etree.ElementTree.parse(junit).iter("testcase"):
@@ -114,7 +116,7 @@ def run_module(python, module):
         return outcomes, units
 
 
-def compare(pair, module):
+def compare(pair, module, switch):
     """Run a module in both environments, and again if need be.
 
     Return the outcomes of the last run without the wheel, the units of that
@@ -123,8 +125,8 @@ def compare(pair, module):
     """
     runs = []
     while True:
-        (without, _), (active, units) = (run_module(python, module)
-                                         for python in pair)
+        (without, _), (active, units) = (
+            run_module(python, module, switch) for python in pair)
         if not units and "status -" not in active[WHOLE]:
             raise NotActive(f"{module} has run without huge pages")
         runs.append((without, active))
@@ -152,7 +154,7 @@ def show_tests(title, tests):
         print(f"  {title}: {len(tests) - MOST_NAMED} more")
 
 
-def compare_interpreter(python, wanted):
+def compare_interpreter(python, wanted, switch):
     """Compare in an interpreter and print a table; return how many tests
     differ."""
     version = ".".join(map(str, support.facts(python)["version"]))
@@ -161,7 +163,7 @@ def compare_interpreter(python, wanted):
     pair = make_environments(python)
     total = collections.Counter()
     for module in modules_of(python, wanted):
-        outcomes, units, differing, flaky = compare(pair, module)
+        outcomes, units, differing, flaky = compare(pair, module, switch)
         row = collections.Counter(outcomes.values())
         row.update(tests=len(outcomes) - 1, differ=len(differing),
                    flaky=len(flaky))
@@ -179,6 +181,9 @@ def main(arguments):
     parser.add_argument("--modules", metavar="NAME,...", default=MODULES,
                         type=lambda text: text.split(","),
                         help="default: " + ",".join(MODULES))
+    parser.add_argument("--switch", default="on",
+                        choices=["on", "thp", "hugetlb"],
+                        help="PYTHON_PYMALLOC_HUGEPAGES (default: on)")
     options = parser.parse_args(arguments)
     for python in options.pythons:
         why = why_not(python, options.modules)
@@ -187,8 +192,9 @@ def main(arguments):
     # A job in the background ignores it, and the tests would, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        differing = sum([compare_interpreter(python, options.modules)
-                         for python in options.pythons])
+        differing = sum([
+            compare_interpreter(python, options.modules, options.switch)
+            for python in options.pythons])
     except NotActive as error:
         sys.exit(f"compare_cpython_tests.py: {error}")
     return 1 if differing else 0

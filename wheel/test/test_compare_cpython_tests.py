@@ -19,7 +19,8 @@ class TestCompare(unittest.TestCase):
                      for both in zip(without, active)
                      for side, outcome in enumerate(both)])
         with mock.patch.object(script, "run_module", lambda *_: next(runs)):
-            _, told, differing, flaky = script.compare(("a", "b"), "module")
+            _, told, differing, flaky = script.compare(("a", "b"), "module",
+                                                       "on")
         self.assertEqual(told, units)
         return len(without) - len(list(runs)) // 2, differing, flaky
 
@@ -40,7 +41,7 @@ class TestCompare(unittest.TestCase):
         runs = iter([({script.WHOLE: "exit status 0", "test": "passed"}, None),
                      ({script.WHOLE: "exit status -11"}, None)] * 3)
         with mock.patch.object(script, "run_module", lambda *_: next(runs)):
-            *_, differing, flaky = script.compare(("a", "b"), "module")
+            *_, differing, flaky = script.compare(("a", "b"), "module", "on")
         self.assertEqual(differing.keys(), {script.WHOLE, "test"})
         self.assertEqual(flaky, {})
 
