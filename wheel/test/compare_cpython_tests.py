@@ -36,7 +36,7 @@ TIMEOUT_SECONDS = 600
 # Of the tests that differ, so many are named.
 MOST_NAMED = 20
 # Beside its tests, each run has an outcome of its own.
-WHOLE = "the run as a whole"
+WHOLE = "(the run as a whole)"
 COLUMNS = ("tests", "passed", "skipped", "failed", "differ", "flaky", "units")
 
 
@@ -143,7 +143,7 @@ def compare(pair, module, switch):
 
 
 def show_row(name, *cells):
-    print(f"{name:24}", *(f"{cell:>7}" for cell in cells), flush=True)
+    print(f"{name:24}", *(f"{cell!s:>7}" for cell in cells), flush=True)
 
 
 def show_tests(title, tests):

@@ -190,7 +190,9 @@ def install_packages(python, *names):
     """Install packages from PyPI, or skip tests."""
     process = subprocess.run(
         [*pip(), "--python", python, "install", "-q", "--no-compile",
-         "--only-binary", ":all:", *names], text=True, env=environment(),
+         "--only-binary", ":all:", *names], text=True,
+        # pip runs in that python.  No fault of ours may look like PyPI's.
+        env=environment(PYTHON_PYMALLOC_HUGEPAGES="off"),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     if process.returncode != 0:
         why = process.stdout.splitlines() or ["no message"]

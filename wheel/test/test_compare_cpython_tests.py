@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import sys
 import unittest
 from unittest import mock
 
@@ -37,13 +38,28 @@ class TestCompare(unittest.TestCase):
         both = ["passed", "failed"], ["failed", "failed"]
         self.assertEqual(self.compare(*both), (2, {}, {"test": list(both)}))
 
-    def test_missing(self):
+    def test_crash(self):
+        """The tests are missing, and so are the units."""
         runs = iter([({script.WHOLE: "exit status 0", "test": "passed"}, None),
                      ({script.WHOLE: "exit status -11"}, None)] * 3)
-        with mock.patch.object(script, "run_module", lambda *_: next(runs)):
-            *_, differing, flaky = script.compare(("a", "b"), "module", "on")
-        self.assertEqual(differing.keys(), {script.WHOLE, "test"})
-        self.assertEqual(flaky, {})
+        output = io.StringIO()
+        with (mock.patch.object(script, "run_module", lambda *_: next(runs)),
+              mock.patch.object(script, "make_environments",
+                                return_value=("a", "b")),
+              mock.patch.object(script, "modules_of", return_value=["module"]),
+              contextlib.redirect_stdout(output)):
+            self.assertEqual(
+                script.compare_interpreter(sys.executable, ["module"], "on"),
+                2)
+        row, *differing = output.getvalue().splitlines()[3:-1]
+        self.assertEqual(row.split(), ["module", "1", "1", "0", "0", "2", "0",
+                                       "None"])
+        self.assertEqual(differing, [
+            f"  differs: {script.WHOLE}: exit status 0 exit status 0 "
+            "exit status 0, with the wheel exit status -11 exit status -11 "
+            "exit status -11",
+            "  differs: test: passed passed passed, with the wheel missing "
+            "missing missing"])
 
     def test_not_active(self):
         for units in None, 0:
