@@ -7,8 +7,8 @@ import unittest
 from test import support
 from test.support import import_helper
 from .support import (
-    FIRST_ARENAS, HUGETLB, ON, SWITCH, HugePagesTestCase, child_args, each,
-    each_switch, lock_settings, thp_mode)
+    FIRST_ARENAS, HUGETLB, HUGE_PAGE, ON, SWITCH, HugePagesTestCase,
+    child_args, each, each_switch, lock_settings, thp_mode)
 
 setUpModule = lock_settings
 
@@ -215,3 +215,43 @@ class OtherAllocatorsTests(HugePagesTestCase):
         if SWITCH[switch] in (ON, HUGETLB):
             self.assertGreaterEqual(
                 old.hugetlb_pages, before.hugetlb_pages + self.ARENAS - 1)
+
+    @each_switch
+    def test_arena_freed_by_another(self, switch):
+        # Another arena allocator may free arenas as it likes.  Their memory is
+        # then anybody's, such as malloc()'s; it is no more in a pool.
+        import_helper.import_module('ctypes')
+        self.run_child(switch, f'''
+            import ctypes
+
+            def allocator(*names):
+                class Allocator(ctypes.Structure):
+                    _fields_ = [(name, ctypes.c_void_p) for name in names]
+                return Allocator(), Allocator()
+
+            # abs(ctx, ...) does nothing.
+            nothing = ctypes.cast(ctypes.CDLL(None).abs, ctypes.c_void_p)
+            arenas, no_arenas = allocator('ctx', 'alloc', 'free')
+            raw, no_raw = allocator('ctx', 'malloc', 'calloc', 'realloc',
+                                    'free')
+            api = ctypes.pythonapi
+            api.PyObject_GetArenaAllocator(ctypes.byref(arenas))
+            api.PyObject_GetArenaAllocator(ctypes.byref(no_arenas))
+            api.PyMem_GetAllocator(0, ctypes.byref(raw))
+            api.PyMem_GetAllocator(0, ctypes.byref(no_raw))
+            no_arenas.free = no_raw.free = nothing.value
+
+            objects = fill({self.ARENAS})
+            arena = id(objects[len(objects) // 2]) & -{HUGE_PAGE}
+            block = ctypes.c_void_p(arena + {HUGE_PAGE} // 2 + 64)
+            api.PyObject_SetArenaAllocator(ctypes.byref(no_arenas))
+            del objects
+            ctypes.memset(arena, 0x55, {HUGE_PAGE})
+            api.PyMem_SetAllocator(0, ctypes.byref(no_raw))
+            api.PyObject_Free(block)
+            api.PyMem_SetAllocator(0, ctypes.byref(raw))
+            memory = ctypes.string_at(arena, {HUGE_PAGE})
+            assert memory == bytes([0x55]) * {HUGE_PAGE}
+            # Those that are there must not be freed by the old allocator.
+            os._exit(0)
+        ''', pool=self.POOL)
