@@ -183,7 +183,9 @@ hugepages_set_switch(int value)
     if (wanted != 0 && !hugepages_state.scanned) {
         hugepages_scan();
     }
-    if ((wanted & ~hugepages_state.refused & HUGEPAGES_BIT(HUGEPAGES_EXPLICIT))
+    uint32_t usable =
+        wanted & ~_Py_atomic_load_uint32_relaxed(&hugepages_state.refused);
+    if ((usable & HUGEPAGES_BIT(HUGEPAGES_EXPLICIT))
         && !hugepages_state.enabled_explicit)
     {
         hugepages_state.enabled_explicit = 1;
