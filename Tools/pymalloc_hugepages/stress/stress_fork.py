@@ -23,8 +23,9 @@ extension or an embedder calls it.
 
 No process may be ended by a signal, no byte may be wrong, and at the end no
 page of the pool may be lost, nor may a process have more file descriptors or
-address space, but for arenas in use, than after its first forks.  The last line is "N forks, N passed,
-N failed"; exit status 0 if all is well, 1 if not, 2 if nothing was tested.
+address space, but for arenas in use, than after its first forks.  The last
+line is "N forks, N passed, N failed"; exit status 0 if all is well, 1 if not,
+2 if nothing was tested.
 
 A seed gives the same forks, sizes and fullness again, but not the same
 interleaving of threads.  The pool is put back as it was, even if this process
