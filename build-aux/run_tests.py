@@ -7,8 +7,8 @@ reported, and is not a failure of the patch set.  Nothing is given a second try
 in the patched build: a fault that shows now and then is one.
 
 The pinned release is tested in full, and then the other releases of
-build-aux/cpython-releases whose source can be got (see get-cpython.sh).  One that
-cannot is skipped; if its name, or "all", is among the words of CPYTHON_REQUIRED,
+build-aux/cpython-releases, if get-cpython.sh finds their source.  Others are
+skipped; if the name of one, or "all", is among the words of CPYTHON_REQUIRED,
 that is a failure.
 
 The last line is "N passed, N failed, N skipped", where tests of this tree are
@@ -41,7 +41,7 @@ MODULES = """
 OWN_PACKAGE = "test.test_capi.test_pymalloc_hugepages"
 OWN_MODULES = sorted(
     f"{OWN_PACKAGE}.{path.stem}"
-    for path in (TOP / "Lib" / OWN_PACKAGE.replace(".", "/")).glob("test_*.py"))
+    for path in TOP.glob(f"Lib/{OWN_PACKAGE.replace('.', '/')}/test_*.py"))
 
 # Those that are run on the further releases, too: the allocator, start-up and
 # its configuration, and whatever else a hunk of the patch set is in.
@@ -145,13 +145,16 @@ def run_unittest(tally, name, command, **kwargs):
               + counts["unexpected successes"])
     if failed or status:
         why = [line for line in lines
-               if re.match(r"(FAIL|ERROR): |\w[\w.]*(Error|Exception)\b", line)]
-        tally.explain(f"{name}: {failed} of {total} tests", why[-EXCERPT_LINES:])
+               if re.match(r"(FAIL|ERROR): |\w[\w.]*(Error|Exception)\b",
+                           line)]
+        tally.explain(f"{name}: {failed} of {total} tests",
+                      why[-EXCERPT_LINES:])
         failed = max(failed, 1)
     tally.add(max(total - failed - skipped, 0), failed, skipped)
     if skipped and os.geteuid() == 0:
         # Root can set up all that they need.
-        tally.fail(f"{name}: {skipped} tests were skipped although run by root")
+        tally.fail(
+            f"{name}: {skipped} tests were skipped although run by root")
 
 
 def run_counted(tally, name, command):
@@ -165,8 +168,8 @@ def run_counted(tally, name, command):
     failed = 0
     for line in lines:
         line = line.strip()
-        if match := re.fullmatch(r".+: (\d+) passed, (\d+) failed, (\d+) skipped",
-                                 line):
+        if match := re.fullmatch(
+                r".+: (\d+) passed, (\d+) failed, (\d+) skipped", line):
             counts = list(map(int, match.groups()))
             tally.add(*counts)
             failed += counts[1]
@@ -189,7 +192,8 @@ def c_test_steps(tally, hugepages):
                             [str(scripts / "analyze.sh"), source]),
         lambda: run_counted(tally, "C tests of Objects/hugepages",
                             [str(scripts / "ctests.sh"), source, str(output)]),
-        lambda: run_counted(tally, "C tests of Objects/hugepages on other kernels",
+        lambda: run_counted(tally,
+                            "C tests of Objects/hugepages on other kernels",
                             [str(scripts / "kernels.sh"), source,
                              str(output / "kernels")]),
     ]
@@ -236,8 +240,8 @@ class SuiteResult:
                 kind = None
             # How it shows a file that is done: "0:00:04 load avg: 2.79 [ 1/15]
             # test_embed passed"
-            if match := re.match(r"\d+:\d\d:\d\d .*\[ *[\d/]+\] (\S+) passed\b",
-                                 line):
+            if match := re.match(
+                    r"\d+:\d\d:\d\d .*\[ *[\d/]+\] (\S+) passed\b", line):
                 self.modules["passed"].add(match[1])
         self.modules["passed"] -= self.modules["failed"]
         try:
@@ -245,15 +249,17 @@ class SuiteResult:
         except (OSError, xml.etree.ElementTree.ParseError):
             return
         for case in tree.iter("testcase"):
-            if case.find("failure") is not None or case.find("error") is not None:
+            if any(case.find(what) is not None
+                   for what in ("failure", "error")):
                 self.cases.add(case.get("name"))
 
     def failures_of(self, module):
-        """The failed tests of a file, or, if it has none and failed, itself."""
+        """The failed tests of a file, or itself if it failed without any."""
         package = module if module.startswith("test.") else f"test.{module}"
         cases = {case for case in self.cases if f"{package}." in f"{case}."}
         if not cases and module in self.modules["failed"]:
-            return {f"{module} as a whole (a crash, a hang, a changed environment)"}
+            return {f"{module} as a whole "
+                    "(a crash, a hang, a changed environment)"}
         return cases
 
 
@@ -272,7 +278,8 @@ def run_suite(tree, arguments, pool, own=False):
     ignored = [] if own else [f"--ignore={OWN_PACKAGE}.*"]
     with tempfile.TemporaryDirectory() as directory:
         junit_file = os.path.join(directory, "junit.xml")
-        command = [str(tree / "python"), "-m", "test", f"-j{1 if own else jobs()}",
+        command = [str(tree / "python"), "-m", "test",
+                   f"-j{1 if own else jobs()}",
                    f"--timeout={TIMEOUT_SECONDS}", f"--junit-xml={junit_file}",
                    *ignored, *arguments]
         if pool is not None:
@@ -280,7 +287,8 @@ def run_suite(tree, arguments, pool, own=False):
         status, lines = run(command)
         result = SuiteResult(lines, junit_file)
     if not any(result.modules.values()):
-        raise RuntimeError(f"python -m test gave no result, exit status {status}")
+        raise RuntimeError(
+            f"python -m test gave no result, exit status {status}")
     return result
 
 
@@ -291,10 +299,12 @@ def count_suite(tally, name, patched, run_unpatched):
     none, and what fails, fails.
     """
     failed = sorted(patched.modules["failed"])
-    tally.add(len(patched.modules["passed"]), 0, len(patched.modules["skipped"]))
+    tally.add(len(patched.modules["passed"]), 0,
+              len(patched.modules["skipped"]))
     if run_unpatched is None:
         for module in failed:
-            tally.fail(f"{name}: {module}", sorted(patched.failures_of(module)))
+            tally.fail(f"{name}: {module}",
+                       sorted(patched.failures_of(module)))
         return
     if not failed:
         return
@@ -310,7 +320,8 @@ def count_suite(tally, name, patched, run_unpatched):
         if now - before:
             tally.fail(f"{name}: {module}", sorted(now - before))
         else:
-            notice(f"{module} counts as skipped: the unpatched build is no better")
+            notice(f"{module} counts as skipped: "
+                   "the unpatched build is no better")
             tally.skipped += 1
 
 
@@ -373,8 +384,8 @@ def run_release(tally, release, checksum, pool):
     """Lay the patch set on another release, build it and test that.
 
     The build is kept, and done again as far as the patch set has changed.  The
-    unpatched one is configured, which tells how to compile a file, and built if
-    one of CPython's tests fails in the patched one.
+    unpatched one is configured, which tells how to compile a file, and built
+    if one of CPython's tests fails in the patched one.
     """
     name = f"CPython {release}"
     headline(f"{name}: source, build")

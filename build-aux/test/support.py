@@ -49,7 +49,7 @@ def known_series():
 def releases():
     """The released sources by their release, the pinned one first.
 
-    All known ones that can be got.
+    All known ones with a source here.
     """
     found = {}
     for release in known_releases():
@@ -64,7 +64,7 @@ def releases():
             why = process.stderr.splitlines() or ["no message"]
             print(f"NOTICE: not compared with CPython {release}: {why[-1]}")
     if not found:
-        raise unittest.SkipTest("no release of CPython can be got")
+        raise unittest.SkipTest("no source of any CPython release")
     return found
 
 
@@ -126,7 +126,7 @@ class TemporaryDirectoryTestCase(unittest.TestCase):
         (self.directory / "home").mkdir()
 
     def run_command(self, *command, cwd=None, status=0, **environment):
-        """Run a command and return its output; it must end with that status."""
+        """Run a command, expect that exit status and return its output."""
         process = subprocess.run(
             list(map(str, command)), cwd=cwd or self.directory,
             env={**self.environment, **environment}, stdin=subprocess.DEVNULL,
@@ -168,7 +168,8 @@ FAKE_CPYTHON = {
         for argument; do printf '%s\\n' "$argument"; done >configure-arguments
         echo "CFLAGS=$CFLAGS" >configure-environment
         test ! -e "$HOME/configure-fails" || exit 1
-        sed "s|@source@|$(dirname "$0")|" "$(dirname "$0")/Makefile.in" >Makefile
+        sed "s|@source@|$(dirname "$0")|" \\
+            "$(dirname "$0")/Makefile.in" >Makefile
         """,
     "Makefile.in": """\
         all: python
@@ -215,7 +216,8 @@ FAKE_SET = {
 def copy_tool(tree):
     """Copy the tool, and what installs it, to another tree."""
     directory = "Tools/pymalloc_hugepages"
-    shutil.copytree(TOP / directory / "hugepages", tree / directory / "hugepages",
+    shutil.copytree(TOP / directory / "hugepages",
+                    tree / directory / "hugepages",
                     ignore=shutil.ignore_patterns("test", "__pycache__"))
     for name in "hugepages.py", "pyproject.toml":
         shutil.copy2(TOP / directory / name, tree / directory)
@@ -244,7 +246,8 @@ class FakeTreeTestCase(TemporaryDirectoryTestCase):
 
         self.source = self.directory / "source"
         self.make_source(self.source, self.release)
-        self.archive = self.directory / "home/.cache/pymalloc-hugepages/fake.tar.xz"
+        self.archive = (self.directory
+                        / "home/.cache/pymalloc-hugepages/fake.tar.xz")
         self.make_archive(self.source, self.archive)
         self.know(self.release, self.archive)
 

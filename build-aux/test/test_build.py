@@ -57,7 +57,8 @@ class OptionTest(support.TemporaryDirectoryTestCase):
     def test_help(self):
         output = self.run_command(support.source_of(HUGEPAGES) / "configure",
                                   "--help")
-        self.assertRegex(output, r"--with-pymalloc-hugepages\s[^-]*default\s+is no")
+        self.assertRegex(output,
+                         r"--with-pymalloc-hugepages\s[^-]*default\s+is no")
 
 
 class TellsTest(unittest.TestCase):
@@ -81,8 +82,8 @@ class TellsTest(unittest.TestCase):
         self.assertIsNone(self.ask(UNPATCHED, variable))
 
     def test_config_status(self):
-        output = subprocess.check_output([HUGEPAGES / "config.status", "--config"],
-                                         text=True)
+        output = subprocess.check_output(
+            [HUGEPAGES / "config.status", "--config"], text=True)
         self.assertIn("--with-pymalloc-hugepages", shlex.split(output))
 
 
@@ -93,8 +94,8 @@ class LayoutTest(support.TemporaryDirectoryTestCase):
         """The size of PyConfig and the offsets of its stock members."""
         text = (support.source_of(UNPATCHED)
                 / "Include/cpython/initconfig.h").read_text()
-        struct = re.search(r"typedef struct PyConfig \{(.*?)\} PyConfig;", text,
-                           re.S)[1]
+        struct = re.search(r"typedef struct PyConfig \{(.*?)\} PyConfig;",
+                           text, re.S)[1]
         # Without what only other systems and other builds have.
         struct = re.sub(r"^#if.*?^#endif", "", struct, flags=re.S | re.M)
         members = re.findall(r"^    \w[\w ]*?[ *](\w+);", struct, re.M)
@@ -125,7 +126,8 @@ class WithoutTheOptionTest(support.TemporaryDirectoryTestCase):
         """The C files of the interpreter that a patch changes."""
         release = support.patchset("release", self.pristine).strip()
         return [file for file, _ in support.patches(release)
-                if file.endswith(".c") and not file.startswith("Programs/_test")]
+                if file.endswith(".c")
+                and not file.startswith("Programs/_test")]
 
     def test_pyconfig_h(self):
         # config.status, which knows this system, makes the header of the
@@ -136,8 +138,9 @@ class WithoutTheOptionTest(support.TemporaryDirectoryTestCase):
                          "--header=pyconfig.h:pyconfig.h.in")
         text = (self.directory / "pyconfig.h").read_text()
         self.assertIn("/* #undef PYMALLOC_USE_HUGEPAGES */", text)
-        text = re.sub(r"/\* [^/]* \*/\n/\* #undef PYMALLOC_USE_HUGEPAGES \*/\n\n",
-                      "", text)
+        text = re.sub(
+            r"/\* [^/]* \*/\n/\* #undef PYMALLOC_USE_HUGEPAGES \*/\n\n",
+            "", text)
         expected = (UNPATCHED / "pyconfig.h").read_text()
         self.assertEqual(text.partition("*/")[2], expected.partition("*/")[2])
 
@@ -160,7 +163,8 @@ class WithoutTheOptionTest(support.TemporaryDirectoryTestCase):
         # whether the option was given.
         words += ["-DSYS__PYMALLOC_HUGEPAGES_METHODDEF="]
         self.run_command(*words, cwd=UNPATCHED)
-        text = self.run_command("objdump", "--no-show-raw-insn", "-drs", output)
+        text = self.run_command("objdump", "--no-show-raw-insn", "-drs",
+                                output)
         output.unlink()
         return text
 
@@ -184,7 +188,8 @@ class InstalledTest(support.TemporaryDirectoryTestCase):
         # pip needs the system's settings: its proxy, its index.
         self.environment.update(os.environ)
         self.run_command("make", "-C", HUGEPAGES, "install",
-                         f"DESTDIR={self.directory}/destination", "prefix=/usr",
+                         f"DESTDIR={self.directory}/destination",
+                         "prefix=/usr",
                          # A part that takes long, and is CPython's own.
                          "ENSUREPIP=no")
         [python] = (self.directory / "destination/usr/bin").glob("python3.??")

@@ -281,7 +281,8 @@ class SourceTest(support.FakeTreeTestCase):
         self.assertEqual(support.contents(self.source), before)
         [pristine] = self.tree.glob("build/cpython-dir-????????")
         expected = {path: text for path, text in before.items()
-                    if path in support.FAKE_CPYTHON or path == "Objects/mine.c"}
+                    if path in support.FAKE_CPYTHON
+                    or path == "Objects/mine.c"}
         expected["Objects/obmalloc.c"] = b"one\ntwo\nthree\nfour\nfive\n"
         self.assertEqual(support.contents(pristine), expected)
 
@@ -295,7 +296,8 @@ class SourceTest(support.FakeTreeTestCase):
         self.assertEqual((patched / "Objects/obmalloc.c").read_text(),
                          "one\ntwo\nhook\nthree\nfour\nsix\n")
         self.assertFalse((patched / "Objects/mine.c").exists())
-        self.assertEqual((patched / "Objects/other.c").stat().st_mtime_ns, other)
+        self.assertEqual((patched / "Objects/other.c").stat().st_mtime_ns,
+                         other)
         self.assertIn("building", self.make())
 
 
@@ -307,7 +309,8 @@ class OptionsTest(support.FakeTreeTestCase):
 
     def test_help(self):
         output = self.run_command("./configure", "--help", cwd=self.tree)
-        self.assertRegex(output, r"--with-pymalloc-hugepages\s[^-]*default\s+is no")
+        self.assertRegex(output,
+                         r"--with-pymalloc-hugepages\s[^-]*default\s+is no")
         self.assertIn("--with-cpython=VERSION|DIR|TARBALL", output)
         self.assertFalse((self.tree / "build").exists())
 
@@ -339,7 +342,8 @@ class OptionsTest(support.FakeTreeTestCase):
     def test_build_trees_are_kept(self):
         """To come back to a configuration costs nothing."""
         runs = []
-        for options in [], ["--with-pydebug"], ["--with-pymalloc-hugepages"], []:
+        for options in ([], ["--with-pydebug"],
+                        ["--with-pymalloc-hugepages"], []):
             self.configure(*options)
             runs.append("building" in self.make())
         self.assertEqual(runs, [True, True, True, False])
@@ -419,13 +423,12 @@ class MakeTest(support.FakeTreeTestCase):
     def test_broken_patch_stops_make(self):
         self.configure()
         self.make()
-        before = support.contents(self.tree / f"build/cpython-{self.release}-patched")
+        patched = self.tree / f"build/cpython-{self.release}-patched"
+        before = support.contents(patched)
         patch = self.tree / "Objects/obmalloc.c.patch"
         patch.write_text(patch.read_text().replace("three", "thirteen"))
         self.assertIn("does not fit", self.make(status=2))
-        self.assertEqual(
-            support.contents(self.tree / f"build/cpython-{self.release}-patched"),
-            before)
+        self.assertEqual(support.contents(patched), before)
 
     def play_python3(self, completion):
         """Have a python3 for which a shell command makes completion."""
@@ -524,16 +527,18 @@ class PackagesTest(support.FakeTreeTestCase):
         """One line names what all groups lack."""
         self.be(1000)
         output = self.packages("build", status=1)
-        self.assert_one_error(output, "apt-get install --no-install-recommends "
-                              "linux-perf tk-dev wine")
+        self.assert_one_error(
+            output, "apt-get install --no-install-recommends "
+            "linux-perf tk-dev wine")
         self.assertFalse((self.directory / "apt-get-calls").exists())
 
     def test_not_root_another_group(self):
         """Nor is the group left out that was asked for."""
         self.be(1000)
         output = self.packages("bench", "rivals", status=1)
-        self.assert_one_error(output, "apt-get install --no-install-recommends "
-                              "libjemalloc2 linux-perf tk-dev wine")
+        self.assert_one_error(
+            output, "apt-get install --no-install-recommends "
+            "libjemalloc2 linux-perf tk-dev wine")
 
     def test_configure_stops(self):
         self.be(1000)

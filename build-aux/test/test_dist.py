@@ -27,7 +27,7 @@ class TakersTest(support.TemporaryDirectoryTestCase):
         self.environment["QUILTRC"] = "/dev/null"
 
     def check(self, take):
-        """Let take(patch) change self.source, which is each release in turn."""
+        """Let take(patch) change self.source, each release in turn."""
         for release, pristine in support.releases().items():
             with self.subTest(release):
                 laid = self.directory / "laid"
@@ -50,7 +50,7 @@ class TakersTest(support.TemporaryDirectoryTestCase):
         self.run_there("git", "commit", "-q", "-m", "CPython")
 
     def as_cpythons_repository(self):
-        """Let the files for Windows have LF in the repository, CRLF outside."""
+        """Give the files for Windows LF in the repository, CRLF outside."""
         dos = [path for path, text in self.pristine.items() if b"\r\n" in text]
         if "PCbuild/build.bat" in self.pristine:
             self.assertIn("PCbuild/build.bat", dos)
@@ -166,7 +166,7 @@ class FormTest(support.TemporaryDirectoryTestCase):
                           if path.startswith(("Tools/pymalloc_hugepages/",
                                               "Programs/_testhugepages"))],
                          ["Tools/pymalloc_hugepages/bench_obmalloc.py"])
-        # So much can be reviewed.
+        # Nobody would review a longer one.
         self.assertLess(patch.count("\n"), 12_000)
 
 
@@ -195,7 +195,8 @@ class MakeTest(support.FakeTreeTestCase):
         self.assertIn("Objects/hugepages/new.c", support.contents(self.source))
         self.make("unapply", f"CPYTHON={self.source}")
         self.assertEqual(support.contents(self.source), before)
-        self.assert_one_error(self.make("apply", status=2), "no directory given")
+        self.assert_one_error(self.make("apply", status=2),
+                              "no directory given")
 
     def test_dist(self):
         """One patch for each series, each with that series' own hunks."""

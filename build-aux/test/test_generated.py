@@ -20,8 +20,8 @@ class ConfigureTest(support.TemporaryDirectoryTestCase):
             return True
         # Another version makes another text.  Not a skip, which would ask for
         # something to be installed.
-        print(f"NOTICE: {configure} was made by autoconf {made_by}; this system "
-              f"has {here}: not compared")
+        print(f"NOTICE: {configure} was made by autoconf {made_by}; "
+              f"this system has {here}: not compared")
         return False
 
     def test_ours(self):
@@ -47,7 +47,8 @@ class ConfigureTest(support.TemporaryDirectoryTestCase):
                     self.check_source(source, self.directory / source.name)
 
     def check_source(self, source, directory):
-        committed = {name: directory / name for name in ("pristine", "patched")}
+        committed = {name: directory / name
+                     for name in ("pristine", "patched")}
         for tree in committed.values():
             support.copy_for_patchset(source, tree)
         self.run_command(TOP / "build-aux/patchset.sh", "apply",
@@ -60,7 +61,8 @@ class ConfigureTest(support.TemporaryDirectoryTestCase):
             tree.mkdir()
             for file in "configure.ac", "pyconfig.h.in":
                 shutil.copy2(committed[name] / file, tree)
-            for file in "aclocal.m4", "config.guess", "config.sub", "install-sh":
+            for file in ("aclocal.m4", "config.guess", "config.sub",
+                         "install-sh"):
                 shutil.copy2(source / file, tree)
             self.run_command("autoreconf", "--force", "--install", cwd=tree)
         for file in "configure", "pyconfig.h.in":

@@ -15,7 +15,8 @@ PINNED = support.known_releases()[0]
 # What a function was called in older series, and what it is called since.
 RENAMED = [
     ("Py_FinalizeEx(void)", "_Py_Finalize(_PyRuntimeState *runtime)"),
-    ("_PyObject_DebugMallocStats(FILE *out)", "pymalloc_print_stats(FILE *out)"),
+    ("_PyObject_DebugMallocStats(FILE *out)",
+     "pymalloc_print_stats(FILE *out)"),
     ("_usage()", "_usage(void)"),
 ]
 
@@ -104,11 +105,11 @@ class PatchesTest(unittest.TestCase):
                 self.assertEqual({release: places(hunk.old, text)
                                   for release, text in texts.items()},
                                  dict.fromkeys(texts, 1),
-                                 "its places in each release: it needs another "
-                                 "context, or more")
+                                 "its places in each release: it needs "
+                                 "another context, or more")
         if blind:
-            print(f"NOTICE: {len(blind)} patches not tested: there is no source "
-                  f"for {', '.join(sorted(blind))}")
+            print(f"NOTICE: {len(blind)} patches not tested: there is no "
+                  f"source for {', '.join(sorted(blind))}")
 
     def test_no_hunk_has_more_context_than_it_needs(self):
         """What it does not carry cannot keep it from fitting a release."""
@@ -227,8 +228,8 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
                     # What is named there is the last line of text that is not
                     # indented, whichever that is.
                     hunks = [line for line in hunks if line[:2] != "@@"]
-                # Of other files it names some line before, which may be another
-                # in another series.
+                # Of other files it names some line before, which may be
+                # another in another series.
                 code = path.endswith((".c", ".h", ".py"))
                 key = file, None if code else support.series_of(release)
                 changes.setdefault(key, {})[release] = hunks
@@ -264,7 +265,8 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
                     original = (self.source / path).read_bytes()
                     (self.source / path).write_bytes(
                         original + b"\n" + b"\n".join(lines) + b"\n")
-                    to = [self.directory / "patched"] if command == "lay" else []
+                    to = ([self.directory / "patched"] if command == "lay"
+                          else [])
                     self.check_refused(
                         command, self.source, *to,
                         parts=[f"hunk {hunk.number} of {file} fits 2 places "
@@ -325,11 +327,13 @@ class CPythonTest(support.TemporaryDirectoryTestCase):
 
     def test_refused(self):
         level = self.source / "Include/patchlevel.h"
-        level.write_text(re.sub(r'"3\.13\.\d+"', '"3.10.4"', level.read_text()))
+        level.write_text(
+            re.sub(r'"3\.13\.\d+"', '"3.10.4"', level.read_text()))
         for command in "apply", "unapply":
             with self.subTest(command):
                 output = self.patchset(command, self.source, status=1)
-                self.assert_one_error(output, "3.10.4 is not supported", "3.13")
+                self.assert_one_error(output, "3.10.4 is not supported",
+                                      "3.13")
                 output = self.patchset(command, "/", status=1)
                 self.assert_one_error(output, "not a CPython source tree")
                 output = self.patchset(command, "nowhere", status=1)
@@ -375,8 +379,8 @@ class SeriesTest(support.FakeTreeTestCase):
             """)
 
     def patchset(self, *arguments, status=0):
-        return self.run_command(self.tree / "build-aux/patchset.sh", *arguments,
-                                status=status)
+        return self.run_command(self.tree / "build-aux/patchset.sh",
+                                *arguments, status=status)
 
     def patches(self, release):
         return re.findall(r"(?m)^patch \S+ (\S+)$",
@@ -428,7 +432,8 @@ class SeriesTest(support.FakeTreeTestCase):
             file = f"Objects/obmalloc.c{f'.{series}' if series else ''}.patch"
             for name in release, support.series_of(release):
                 with self.subTest(name):
-                    self.assertEqual(self.patchset("list", name).splitlines(), [
+                    listed = self.patchset("list", name).splitlines()
+                    self.assertEqual(listed, [
                         "new Objects/hugepages/new.c",
                         f"patch Objects/obmalloc.c {file}",
                         "new Tools/pymalloc_hugepages/bench_obmalloc.py",
@@ -438,7 +443,8 @@ class SeriesTest(support.FakeTreeTestCase):
         self.know_series("3.11.2", "3.14.7", "3.15.0")
         self.make_variant("3.11", "older hook")
         self.make_variant("3.14", "newer hook")
-        for release, line in [(self.release, b"hook"), ("3.11.2", b"older hook"),
+        for release, line in [(self.release, b"hook"),
+                              ("3.11.2", b"older hook"),
                               ("3.14.7", b"newer hook"),
                               ("3.14.8", b"newer hook"),
                               ("3.15.0", b"newer hook")]:
@@ -455,10 +461,12 @@ class SeriesTest(support.FakeTreeTestCase):
         (self.tree / "Objects/obmalloc.c.3.14.patch").touch()
         self.make_variant("3.16", "hook again")
         self.assertEqual(self.patches("3.13"), ["Objects/obmalloc.c.patch"])
-        self.assertEqual(self.patches("3.16"), ["Objects/obmalloc.c.3.16.patch"])
+        self.assertEqual(self.patches("3.16"),
+                         ["Objects/obmalloc.c.3.16.patch"])
         for release in "3.14.7", "3.15.0":
             self.assertEqual(self.patches(release), [])
-            self.assertNotIn("Objects/obmalloc.c", self.there_and_back(release))
+            self.assertNotIn("Objects/obmalloc.c",
+                             self.there_and_back(release))
             self.assertNotIn("obmalloc.c", self.patchset("patch", release))
 
     def test_variant_without_a_plain_one(self):

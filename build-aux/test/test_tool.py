@@ -24,16 +24,20 @@ class ToolTest(support.TemporaryDirectoryTestCase):
         os.symlink(TOP / "GNUmakefile", self.tree / "GNUmakefile")
         os.symlink(TOP / "build-aux", self.tree / "build-aux")
         self.run_command("make", "tool", cwd=self.tree,
-                         PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+                         PATH=f"{Path(sys.executable).parent}:"
+                              f"{os.environ['PATH']}")
         made = self.tree / "build/pymalloc-hugepages.pyz"
         tool = self.directory / made.name
         made.rename(tool)
-        # It needs neither the tree nor, in this interpreter, anything installed.
+        # It needs neither the tree nor, in this interpreter, anything
+        # installed.
         (self.tree / "Tools").rename(self.directory / "gone")
-        self.assertEqual(self.run_command(sys.executable, "-I", tool, "--version"),
-                         f"pymalloc-hugepages {VERSION}\n")
+        self.assertEqual(
+            self.run_command(sys.executable, "-I", tool, "--version"),
+            f"pymalloc-hugepages {VERSION}\n")
         self.assertEqual(tool.stat().st_mode & 0o777, 0o755)
-        self.assertTrue(tool.read_bytes().startswith(b"#!/usr/bin/env python3\n"))
+        self.assertTrue(
+            tool.read_bytes().startswith(b"#!/usr/bin/env python3\n"))
         output = self.run_command(sys.executable, tool, "nonsense", status=2)
         self.assertRegex(output, r"\Apymalloc-hugepages\.pyz: .*\n\Z")
         package = TOP / "Tools/pymalloc_hugepages/hugepages"
@@ -75,7 +79,8 @@ class ToolTest(support.TemporaryDirectoryTestCase):
         self.assertRegex(self.run_command(tool, "nonsense", status=2),
                          r"\Apymalloc-hugepages: .*\n\Z")
         self.assertEqual(self.run_command(
-            venv / "bin/python", "-c", "import importlib.metadata as metadata; "
+            venv / "bin/python", "-c",
+            "import importlib.metadata as metadata; "
             "print(metadata.version('pymalloc-hugepages'))"), f"{VERSION}\n")
         self.assertTrue(
             (venv / "share/man/man1/pymalloc-hugepages.1").exists())

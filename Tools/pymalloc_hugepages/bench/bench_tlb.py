@@ -537,7 +537,8 @@ def parse_arguments(args):
         "the six that the proposal has TLB misses of)")
     parser.add_argument("--divisor", type=int, metavar="N",
                         help="what numbers of objects are divided by (default:"
-                        f" {DIVISOR}, class_instances {DIVISORS['class_instances']})")
+                        f" {DIVISOR}, class_instances"
+                        f" {DIVISORS['class_instances']})")
     parser.add_argument("--jobs", type=int, metavar="N",
                         default=os.cpu_count() or 1,
                         help="processes at the same time (default: one for "
