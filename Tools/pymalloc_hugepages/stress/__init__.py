@@ -1,0 +1,1 @@
+"""Stress test of forks; README.rst, in the folder above, is the map."""
