@@ -55,8 +55,6 @@ class ConfigurationTests(unittest.TestCase):
         recipe = malloc.as_text()
         for path, text in (
                 (TOP / "docs/malloc.rst", f"    GLIBC_TUNABLES={recipe}\n"),
-                (TOP / "docs/containers.rst",
-                 f"    Environment=GLIBC_TUNABLES={recipe}\n"),
                 (TOOLS / "hugepages/pymalloc-hugepages.1", recipe),
                 (TOP / "Makefile.in", f"\nMALLOC = {recipe}\n")):
             self.assertIn(text, path.read_text())
