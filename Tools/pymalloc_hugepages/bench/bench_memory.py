@@ -189,6 +189,13 @@ def preforked(mib=150, workers=4, wait=5):
     return {"pss": at_once, "pss later": later}
 
 
+def preforked_with_thread(mib=150, wait=5):
+    """The same, while another thread keeps arenas from being moved."""
+    import threading
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    return preforked(mib, wait=wait)
+
+
 def fill():
     kept = []
     try:
@@ -202,7 +209,7 @@ def fill():
 
 PROLOGUE = "import os, signal, sys, time\n" + "\n".join(
     map(inspect.getsource,
-        (kib, held, pss, objects, burst, work, idle_workers)))
+        (kib, held, pss, objects, burst, work, idle_workers, preforked)))
 
 # At the end, too: the highest resident memory ever, and pages of the pool.
 EPILOGUE = """
@@ -250,6 +257,8 @@ PROGRAMS = [
         "pss": "4 idle multiprocessing workers, 50 MiB dropped in each"}),
     Program(preforked, {"pss": "150 MiB, 4 preforked workers, a tenth used",
                         "pss later": "the same, after {wait} s"}, waits=True),
+    Program(preforked_with_thread, {
+        "pss": "150 MiB, 4 preforked workers, a second thread"}),
     Program(fill, {"objects": "400-byte objects under ``ulimit -v 400000``"},
             shell="ulimit -v 400000"),
 ]
@@ -306,7 +315,7 @@ def wants_pool(configuration):
 
 
 def set_pool(pool, configuration):
-    """Let a configuration that uses it find the pool as it is to be."""
+    """Set the pool to what a configuration asks for, if it uses the pool."""
     if not wants_pool(configuration):
         return
     pages = {"auto": AUTO_POOL_PAGES, "empty": 0}.get(configuration.pool)
