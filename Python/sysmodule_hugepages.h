@@ -88,8 +88,8 @@ sys__pymalloc_hugepages(PyObject *Py_UNUSED(module),
 #endif
 }
 
-/* Who compiles this file with the macro defined as nothing gets a sys module
-   as it was released: the tests compare the two. */
+/* With the macro defined as nothing this file gives a sys module as it was
+   released: the tests compare the two. */
 #ifndef SYS__PYMALLOC_HUGEPAGES_METHODDEF
 #  define SYS__PYMALLOC_HUGEPAGES_METHODDEF \
     {"_pymalloc_hugepages", sys__pymalloc_hugepages, METH_NOARGS, \

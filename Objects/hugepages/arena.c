@@ -273,7 +273,7 @@ hugepages_give(void *address)
     while ((entry = hugepages_find_entry(address, &value)) != NULL) {
         hugepages_kind kind = hugepages_kind_of(value);
         if (kind != HUGEPAGES_PLAIN && hugepages_may_keep(value)) {
-            /* Counted first: who finds it may take it at once. */
+            /* Counted first: another thread may take it at once. */
             hugepages_count_one_more(&hugepages_stats.retained);
             if (hugepages_replace_entry(entry, value,
                                         value | HUGEPAGES_IS_FREE))

@@ -10,8 +10,8 @@
                                 ended by SIGBUS when it reads its own data
 
    So no arena that the child uses may be on explicit pages that it has
-   inherited.  This is seen to before the fork, so that neither process waits
-   for the other one:
+   inherited.  The parent ensures this before the fork, so that neither process
+   waits for the other one:
 
    - A process with one thread moves its arenas from explicit pages to THP, at
      the same addresses.  Then the fork costs no memory, as in stock CPython,
@@ -115,7 +115,7 @@ hugepages_replace_arena(uintptr_t *entry, uintptr_t value, void **copy,
     return 0;
 }
 
-/* Move arenas from explicit pages to THP, as many as can be.  Return 0, or -1
+/* Move as many arenas as possible from explicit pages to THP.  Return 0, or -1
    if one may have been lost on the way. */
 static int
 hugepages_move_to_thp(void)
@@ -147,7 +147,7 @@ hugepages_move_to_thp(void)
     return 0;
 }
 
-/* See to it that arenas on THP stay as they are. */
+/* Keep the pages of arenas on THP as they are. */
 static void
 hugepages_share_thp(void)
 {

@@ -4,8 +4,8 @@
    tree of three levels.  That and what the rare cases need are 25 of the 44
    instructions of a free().  But nearly all arenas here are aligned to
    ARENA_SIZE, so that an address tells which one it would be in, and a table
-   whether there is such an arena.  It is only a first look: obmalloc.c sees to
-   all that is not found here.
+   whether there is such an arena.  It is only a first look: obmalloc.c frees
+   the blocks that are not found here.
 
    Each arena has a number, and one place in the table, which has the number if
    the arena is there.  Arenas that are 128 GiB apart have the same place; the

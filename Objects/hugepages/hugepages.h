@@ -144,8 +144,8 @@ static hugepages_result hugepages_os_map_plain(size_t size, void **address,
    by one of the functions above.
 
    Return HUGEPAGES_OK, or HUGEPAGES_BUSY with *os_error set.  The system may
-   refuse for want of its own memory (Linux: ENOMEM when the mapping would have
-   to be cut out of a merged one and vm.max_map_count is reached); then the
+   refuse because it lacks memory itself (Linux: ENOMEM when the mapping would
+   be cut out of a merged one and vm.max_map_count is reached); then the
    mapping is still there, readable and writable, and still belongs to the
    caller, but its content is lost, and its memory given back where the system
    can do that. */

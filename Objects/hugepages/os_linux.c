@@ -118,8 +118,8 @@ hugepages_linux_mmap(void *where, size_t size, int flags, void **address)
 
    Before Linux 5.14 there is no MADV_POPULATE_WRITE.  There the kernel is made
    to write into the page on behalf of another system call, one that changes
-   nothing: it stores the signal mask, and answers EFAULT if the page cannot be
-   had.  The mask stays in the page: a signal handler may have forked since,
+   nothing: it stores the signal mask, and answers EFAULT if there is no
+   page.  The mask stays in the page: a signal handler may have forked since,
    and then a write of the child could end in SIGBUS. */
 static int
 hugepages_linux_prove(void *address, size_t size)

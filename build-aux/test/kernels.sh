@@ -10,9 +10,9 @@
 # there to have the newest one.
 #
 # Each kernel ends in one line; its whole output is in OUTPUT_DIR/NAME.log, and
-# is shown if a test failed.  A kernel that cannot be had is a test that is
-# skipped.  Exit status: 0 if no test failed, 1 if some did, 2 if they could
-# not be run.
+# is shown if a test failed.  A kernel that cannot be downloaded is a skipped
+# test.  Exit status: 0 if no test failed, 1 if some did, 2 if they could not
+# be run.
 
 set -u
 

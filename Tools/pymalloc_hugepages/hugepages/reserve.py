@@ -54,7 +54,7 @@ def count_needed(outcome):
 
     Of each process the highest number of arenas counts that could have been
     pages of the pool: those that were, and those that were on THP because the
-    pool had none, or, where that cannot be had, on plain pages.  The first
+    pool had none, or, where there are no THP, on plain pages.  The first
     arenas, which are plain memory before they are put on THP, never are.  It
     is exact for a process that wrote statistics and kept its arenas, the sum
     of the peaks of the tiers, which is never too low, for one whose arenas

@@ -175,7 +175,7 @@ class Statistics:
     # By tier.
     peak: typing.Dict[str, int]
     # The tier of those that the pool had no page for: THP, or plain pages
-    # where that cannot be had.
+    # where there are no THP.
     next_tier: str = "thp"
     # How many of that tier had not asked the pool: the first ones.
     never_asked: int = 0

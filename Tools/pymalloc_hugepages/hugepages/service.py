@@ -146,7 +146,7 @@ class Selection:
             return set()
         named = self._matching(stats, self._is_called)
         if not named:
-            # As pgrep --full does; but not who has started this tool.
+            # As pgrep --full does; but not what has started this tool.
             named = self._matching(stats, self._is_in_command_line)
             pid = os.getppid()
             while pid in stats:

@@ -68,7 +68,7 @@ def _why_none(service):
 
 
 def _may_use_pool(report, pool):
-    """Whether an interpreter is on a pool with so many pages, or would be."""
+    """Whether an interpreter uses the pool, of this many pages, or would."""
     if report.usage.hugetlb_size:
         return True
     if not pool or report.environment is None:

@@ -4,7 +4,7 @@ Seen from outside an arena is a mapping that is private, writable, aligned to
 2 MiB and a multiple of it, and that
 
     is on 2 MiB pages of the pool                       hugetlb
-    was advised to be on transparent huge pages         THP
+    has the advice to use transparent huge pages        THP
 
 The advice is taken back at a fork, so that the kernel leaves alone what the
 two processes share: what must not be put on huge pages counts as THP, too.
@@ -159,7 +159,7 @@ class Usage:
     # Arenas on the pool, and what of them has a page.
     hugetlb_size: int = 0
     hugetlb: int = 0
-    # Arenas advised to be on THP, and what of them is on huge pages now.
+    # Arenas with advice to use THP, and what of them is on huge pages now.
     thp_size: int = 0
     thp: int = 0
     # This process's part of the two, where it shares arenas with others.

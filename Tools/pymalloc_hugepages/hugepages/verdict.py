@@ -37,7 +37,7 @@ class Verdict:
 
 
 def _write(system, text, path):
-    """Command with which who asks can write to a file of root's."""
+    """The command by which the user can write to a file of root's."""
     if system.is_confined:
         return f"on the host: echo {text} | sudo tee {path}"
     if system.user == 0:

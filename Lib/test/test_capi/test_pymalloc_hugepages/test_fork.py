@@ -336,7 +336,7 @@ class SharingTests(ForkTestCase):
 
 
 class CostTests(ForkTestCase):
-    """Who does not need it does not pay for it."""
+    """A process whose arenas need nothing pays nothing."""
 
     SCRIPT = textwrap.dedent(f'''
         import subprocess

@@ -18,7 +18,7 @@ setUpModule = lock_settings
 
 
 class LimitTests(ForkTestCase):
-    """Memory that cannot be had is a MemoryError, or whatever stock CPython
+    """Memory that is refused is a MemoryError, or whatever stock CPython
     gets, and never SIGBUS or SIGSEGV."""
 
     # What objects are on without a pool, and with one.

@@ -39,7 +39,7 @@ TURN_TIME = "turn_time"
 # not all full, and no two processes have quite the same number of them.
 POOL_MARGIN = 16
 
-# How often a run is made before one with a time that can be true is given up.
+# How often a run is tried, at most, until its times are possible.
 TRIES = 5
 
 # Version of the form of the results.

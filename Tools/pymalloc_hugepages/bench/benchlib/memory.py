@@ -23,7 +23,7 @@ _MAP_HUGE_SHIFT = 26
 
 
 class PoolError(BenchError):
-    """The pool cannot be had as a configuration wants it."""
+    """The pool cannot be made what a configuration needs."""
 
 
 class Pool:

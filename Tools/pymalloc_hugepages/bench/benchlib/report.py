@@ -509,7 +509,7 @@ def render(results, style, width=100):
 
 def layout(found, lines, style, width=100):
     """Tables and notes as text; style is one of FORMATS.  Tables of plain text
-    are no wider than width, as far as that can be."""
+    are no wider than width, where possible."""
     as_lines, bullet = _STYLES[style]
     if style == "text":
         found = [part for table in found for part in _fitting(table, width)]

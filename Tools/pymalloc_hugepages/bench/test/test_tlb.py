@@ -212,7 +212,7 @@ class PagesTests(ModelTestCase):
         counts = self.counts_of_process(
             trace(range(address, address + HUGE, PAGE)))
         if not counts["huge_walks"]:
-            self.skipTest("no transparent huge page to be had")
+            self.skipTest("the kernel gave no transparent huge page")
         self.assertEqual(
             (counts["load_walks"], counts["huge_walks"], counts["lost_walks"]),
             (1, 1, 0))

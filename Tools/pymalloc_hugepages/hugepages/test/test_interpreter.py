@@ -97,8 +97,8 @@ class RealInterpreterTests(TestCase):
     LOOP = "for i in range(3):\n    " + FILL + "    del objects\n"
 
     def test_reserve_for(self):
-        # Whatever the pool has now, the number is the same, and right: with so
-        # many pages none is refused, with one less one is.
+        # Whatever the pool has now, the number is the same, and right: that
+        # many pages are enough, and one less is not.
         for program in self.PROGRAMS:
             needed = {self.count_needed(pages, program)
                       for pages in (0, 5, 100)}

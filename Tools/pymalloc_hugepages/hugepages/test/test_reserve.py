@@ -29,7 +29,7 @@ class CountTests(unittest.TestCase):
                          for name, values in peaks.items())
 
     def test_what_could_have_been_on_the_pool_counts(self):
-        # Plain pages only where THP cannot be had.
+        # Plain pages only where there are no THP.
         text = statistics_line(5, 1, 20, 300, asked=20)
         self.assertEqual(self.count(text, (), [{5}]), 21)
         text = statistics_line(5, 1, 0, 300, unusable="no THP")

@@ -135,8 +135,11 @@ class FindTests(TestCase):
 
 
 def shared(number, written=0):
-    """smaps of one of so many processes that share three arenas, of which it
-    has written to some."""
+    """smaps of one process of several that share three arenas.
+
+    number is how many processes there are, written how many arenas this one
+    has written to.
+    """
     left = 6144 - 2048 * written
     return mapping(
         4096, 6, f"AnonHugePages={left} Private_Dirty={2048 * written} "
@@ -480,7 +483,7 @@ class WatchTests(ServiceTestCase):
                 self.assertLessEqual(max(map(len, look)), width)
             rest = re.findall("… and (.*) more", "\n".join(looks[-1]))
             self.assertEqual(bool(rest), height != 50)
-            # Who is new is seen.
+            # A new process is shown.
             self.assertIn("+190", self.marked(looks[-1]))
             self.assertIn("42 processes", "\n".join(looks[-1]))
             self.tree.remove_process(1)
