@@ -2,17 +2,25 @@
 
 import sys
 
-if "t" in sys.abiflags:
+# The .pth file asks the same.
+if sys.implementation.name != "cpython":
+    _why = f"this is {sys.implementation.name}, and not CPython"
+elif "t" in sys.abiflags:
     # The loader of Python 3.14 would take the extension, which such a build
     # cannot run.
+    _why = "a free-threaded build does not use pymalloc"
+else:
+    _why = None
+
+if _why is None:
+    from _pymalloc_hugepages import refusal, stats
+else:
     def refusal():
         """Return why this process does without huge pages."""
-        return "a free-threaded build does not use pymalloc"
+        return _why
 
     def stats():
         """Return an empty dict."""
         return {}
-else:
-    from _pymalloc_hugepages import refusal, stats
 
 __all__ = ["refusal", "stats"]

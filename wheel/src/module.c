@@ -31,52 +31,66 @@ wheel_getenv(const char *name)
 
 /* Each of these returns why not, or NULL; or NULL with an exception set. */
 
-/* A structure that PyObject_GetArenaAllocator() fills, and room to see that it
-   fills no more. */
-typedef union {
-    wheel_arena_allocator allocator;
-    unsigned char bytes[2 * sizeof(wheel_arena_allocator)];
-} wheel_probe;
-
-static int
-wheel_is_untouched(const wheel_probe *probe, unsigned char byte, size_t start)
+/* Fill a structure of the interpreter's: that of a domain, or of arenas if the
+   domain is WHEEL_ARENAS. */
+static void
+wheel_get(int domain, void *structure)
 {
-    for (size_t i = start; i < sizeof(probe->bytes); i++) {
-        if (probe->bytes[i] != byte) {
+    if (domain == WHEEL_ARENAS) {
+        PyObject_GetArenaAllocator(structure);
+    }
+    else {
+        PyMem_GetAllocator(domain, structure);
+    }
+}
+
+/* Whether such a structure has the layout that is declared here: a context,
+   which may be NULL, and functions, so many that it has this size.  What the
+   interpreter fills is the same whatever was there. */
+static int
+wheel_is_known(int domain, size_t size)
+{
+    void *probe[2][32];
+    const unsigned char *bytes[2];
+    for (int i = 0; i < 2; i++) {
+        memset(probe[i], i == 0 ? 0x55 : 0xaa, sizeof(probe[i]));
+        wheel_get(domain, probe[i]);
+        bytes[i] = (const unsigned char *)probe[i];
+    }
+    for (size_t i = 0; i < sizeof(probe[0]); i++) {
+        int is_filled = bytes[0][i] == bytes[1][i];
+        if (is_filled != (i < size)) {
+            return 0;
+        }
+    }
+    for (size_t i = 1; i < size / sizeof(void *); i++) {
+        if (probe[0][i] == NULL) {
             return 0;
         }
     }
     return 1;
 }
 
-/* Get the arena allocator that there is, if the structure has the layout that
-   is declared here. */
+/* Get the arena allocator that there is, if the structures have the layouts
+   that are declared here. */
 static const char *
 wheel_why_unknown(wheel_arena_allocator *allocator)
 {
-    const char *why = "the arena allocator of this interpreter is not as this "
-                      "extension knows it";
-    wheel_probe probe[2];
     if (PyObject_GetArenaAllocator == NULL
         || PyObject_SetArenaAllocator == NULL || PyMem_GetAllocator == NULL)
     {
         return "this interpreter has no functions to replace its arena "
                "allocator";
     }
-    for (int i = 0; i < 2; i++) {
-        unsigned char byte = i == 0 ? 0x55 : 0xaa;
-        memset(&probe[i], byte, sizeof(probe[i]));
-        PyObject_GetArenaAllocator(&probe[i]);
-        if (!wheel_is_untouched(&probe[i], byte, sizeof(*allocator))) {
-            return why;
-        }
-    }
-    if (memcmp(&probe[0], &probe[1], sizeof(*allocator)) != 0
-        || probe[0].allocator.alloc == NULL || probe[0].allocator.free == NULL)
+    if (!wheel_is_known(WHEEL_ARENAS, sizeof(wheel_arena_allocator))
+        || !wheel_is_known(WHEEL_DOMAIN_RAW, sizeof(wheel_allocator))
+        || !wheel_is_known(WHEEL_DOMAIN_MEM, sizeof(wheel_allocator))
+        || !wheel_is_known(WHEEL_DOMAIN_OBJ, sizeof(wheel_allocator)))
     {
-        return why;
+        return "the allocators of this interpreter are not as this extension "
+               "knows them";
     }
-    *allocator = probe[0].allocator;
+    PyObject_GetArenaAllocator(allocator);
     return NULL;
 }
 

@@ -42,7 +42,7 @@ static const char *wheel_getenv(const char *name);
 
 /* The functions below are documented, and as they are here since CPython 3.4,
    but no part of the stable ABI.  module.c proves before it uses them that
-   they are there, and what the structure looks like. */
+   they are there, and what the structures look like. */
 
 typedef struct {
     void *ctx;
@@ -58,15 +58,16 @@ typedef struct {
     void (*free)(void *ctx, void *ptr);
 } wheel_allocator;
 
-/* PyMemAllocatorDomain */
-enum { WHEEL_DOMAIN_RAW, WHEEL_DOMAIN_MEM, WHEEL_DOMAIN_OBJ };
+/* PyMemAllocatorDomain, and one that is none. */
+enum { WHEEL_ARENAS = -1,
+       WHEEL_DOMAIN_RAW, WHEEL_DOMAIN_MEM, WHEEL_DOMAIN_OBJ };
 
 #pragma GCC visibility push(default)
 extern void PyObject_GetArenaAllocator(void *allocator)
     __attribute__((weak));
 extern void PyObject_SetArenaAllocator(wheel_arena_allocator *allocator)
     __attribute__((weak));
-extern void PyMem_GetAllocator(int domain, wheel_allocator *allocator)
+extern void PyMem_GetAllocator(int domain, void *allocator)
     __attribute__((weak));
 #pragma GCC visibility pop
 

@@ -3,12 +3,15 @@
 import json
 import pathlib
 import subprocess
+import sys
 import tempfile
 import unittest
+from unittest import mock
 
-from support import (HELPERS, InterpreterTest, check_call, environment,
-                     for_each_interpreter, interpreters, make_bare_environment,
-                     make_environment, patched, pip, scratch, since)
+from support import (HELPERS, InterpreterTest, WHEEL, check_call, compile_c,
+                     environment, for_each_interpreter, interpreters,
+                     make_bare_environment, make_environment, patched, pip,
+                     scratch, since)
 
 ASK = ("import pymalloc_hugepages as h, json; "
        "print(json.dumps([h.refusal(), h.stats().get('switch')]))")
@@ -218,6 +221,71 @@ class TestRefusals(ActivationTest):
                 self.assertEqual(used, 0)
                 self.assertEqual(why, "the arenas of this interpreter are of "
                                       "another size than 1 MiB")
+
+
+class TestOtherLayouts(ActivationTest):
+    """The .pth file finds an extension first that was compiled for the
+    test."""
+
+    def build(self, source, *flags):
+        """Compile the extension from a file; return its folder."""
+        folder = scratch() / f"{pathlib.Path(source).stem}-{self.release}"
+        folder.mkdir(exist_ok=True)
+        compile_c(self.release, source, folder / "_pymalloc_hugepages.so",
+                  "-std=c11", "-shared", "-fvisibility=hidden", "-pthread",
+                  *(f"-I{WHEEL}/src{path}"
+                    for path in ("", "/Include", "/Include/internal")), *flags)
+        return str(folder)
+
+    def test_structures(self):
+        folder = self.build("other_layout.c")
+        self.assertEqual(self.ask(PYTHONPATH=folder), [None, "on"])
+        for name in "arenas", "allocators":
+            for words in "1", "-1":
+                with self.subTest(name, words=words):
+                    self.assertEqual(
+                        self.ask(PYTHONPATH=folder, OTHER=name, WORDS=words),
+                        ["the allocators of this interpreter are not as this "
+                         "extension knows them", "off"])
+
+    def test_no_functions(self):
+        folder = self.build("../src/module.c", "-DPyMem_GetAllocator=missing")
+        self.assertEqual(self.ask(PYTHONPATH=folder),
+                         ["this interpreter has no functions to replace its "
+                          "arena allocator", "off"])
+
+
+class TestOtherInterpreters(unittest.TestCase):
+    """Neither the .pth file nor the package imports the extension, which is
+    built for others: the loader of Python 3.14 would take it."""
+
+    def run_as(self, name, flags):
+        """Return what the package has after the .pth file in such an
+        interpreter.  The extension cannot be imported."""
+        package = {}
+        with mock.patch.object(sys.implementation, "name", name), \
+                mock.patch.object(sys, "abiflags", flags), \
+                mock.patch.dict(sys.modules, _pymalloc_hugepages=None):
+            exec((WHEEL / "pymalloc_hugepages.pth").read_text(), {})
+            exec((WHEEL / "pymalloc_hugepages/__init__.py").read_text(),
+                 package)
+        return package
+
+    def test_refused(self):
+        free_threaded = "a free-threaded build does not use pymalloc"
+        for name, flags, why in (
+                ("pypy", "", "this is pypy, and not CPython"),
+                ("cpython", "t", free_threaded),
+                ("cpython", "td", free_threaded)):
+            with self.subTest(name, flags=flags):
+                package = self.run_as(name, flags)
+                self.assertEqual(package["refusal"](), why)
+                self.assertEqual(package["stats"](), {})
+
+    def test_cpython(self):
+        for flags in "", "d":
+            with self.assertRaises(ImportError):
+                self.run_as("cpython", flags)
 
 
 class TestPatchedInterpreter(unittest.TestCase):
