@@ -255,7 +255,8 @@ wheel_install(void)
         return "there is no memory for a handler of forks";
     }
     /* Other interpreters may allocate meanwhile.  Until both hooks are there
-       for every thread to see, they only pass on. */
+       for every thread to see, they only pass on: who sees the flag sees what
+       was stored before it (slices_hook_alloc()). */
     PyObject_SetArenaAllocator(&ours);
     PyObject_GetArenaAllocator(&now);
     if (memcmp(&now, &ours, sizeof(ours)) != 0) {
@@ -300,6 +301,15 @@ wheel_activate(void)
 
 // --- the module ------------------------------------------------------------
 
+/* Whether Python has taken its own arena allocator back. */
+static int
+wheel_is_abandoned(void)
+{
+    wheel_arena_allocator now;
+    PyObject_GetArenaAllocator(&now);
+    return memcmp(&now, &slices.stock, sizeof(now)) == 0;
+}
+
 /* Why arenas are not on huge pages, as far as it can be known now; or NULL. */
 static const char *
 wheel_refusal(void)
@@ -309,9 +319,7 @@ wheel_refusal(void)
     if (why != NULL) {
         return why;
     }
-    wheel_arena_allocator now;
-    PyObject_GetArenaAllocator(&now);
-    if (memcmp(&now, &slices.stock, sizeof(now)) == 0) {
+    if (wheel_is_abandoned()) {
         return "Python was initialized again, and has taken its own arena "
                "allocator back";
     }
@@ -384,6 +392,11 @@ wheel_exec(PyObject *Py_UNUSED(module))
         Py_XDECREF(ignores);
         PyErr_Clear();
         HUGEPAGES_STORE(&wheel.refusal, (void *)wheel_activate());
+    }
+    else if (_Py_atomic_load_ptr_acquire(&wheel.refusal) == NULL
+             && wheel_is_abandoned())
+    {
+        slices_abandon();
     }
     /* Each Py_FinalizeEx() forgets what is to be called at its end. */
     int not_known = 0;

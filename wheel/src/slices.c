@@ -52,7 +52,7 @@ static struct {
    each.
 
    Handlers that were registered before ours run there.  What they take must
-   not be on explicit pages: fork.c has seen to those that there were. */
+   not be on explicit pages, as fork.c has dealt with those by then. */
 static _Py_thread_local int slices_forks;
 
 static void
@@ -114,8 +114,9 @@ slices_reserve_unit(void)
     return NULL;
 }
 
-/* Return the lower half of a new unit, or NULL if there is none, or no huge
-   page to be had by it: then the interpreter's own arena is as good. */
+/* Return the lower half of a new unit, or NULL if there is no memory for one,
+   or if the system gives no huge pages: then the interpreter's own arena is as
+   good. */
 static void *
 slices_take_new(void)
 {
@@ -171,6 +172,29 @@ slices_give(const void *slice)
     return 0;
 }
 
+/* Called when a Python that was initialized again has its own arena allocator
+   in the place of our hooks (3.12 and later).
+
+   From 3.13 on it still uses the slices that it had, and unmaps each that
+   becomes empty: half a unit, where the kernel may map anybody's memory then.
+   No word of a unit changes any more, so no unit is given back with such a
+   half.  Half of an explicit page the system does not unmap: that memory is
+   lost, but the page stays whole, and fork.c may move or copy it.  What is on
+   THP must be left alone: fork.c would advise memory that is not ours. */
+static void
+slices_abandon(void)
+{
+    uintptr_t *entry;
+    hugepages_cursor cursor = {0};
+    while ((entry = hugepages_next_entry(&cursor)) != NULL) {
+        uintptr_t value = _Py_atomic_load_uintptr(entry);
+        if (value & HUGEPAGES_IS_THP) {
+            (void)hugepages_replace_entry(entry, value,
+                                          value | HUGEPAGES_IS_SHARED);
+        }
+    }
+}
+
 // --- the hooks -------------------------------------------------------------
 
 /* The least that is an arena of another size, and not the stack of a thread:
@@ -180,7 +204,9 @@ slices_give(const void *slice)
 static void *
 slices_hook_alloc(void *ctx, size_t size)
 {
-    if (_Py_atomic_load_int_relaxed(&slices.is_on) && slices_forks == 0) {
+    /* Not relaxed: who gets a slice must see both hooks from then on, and give
+       it back to ours. */
+    if (HUGEPAGES_LOAD(&slices.is_on) && slices_forks == 0) {
         if (size == SLICES_SIZE) {
             void *slice = slices_take_half();
             if (slice == NULL) {

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import unittest
 
-from support import (InterpreterTest, SLICE, UNIT, compile_c,
+from support import (HELPERS, InterpreterTest, SLICE, UNIT, compile_c,
                      for_each_interpreter, interpreters, requires_thp, scratch,
                      since, site_packages)
 
@@ -385,26 +385,67 @@ class TestInterpreters(InterpreterTest):
             """, str(site_packages(self.python)))
         self.assertGreater(int(ever), 0)
 
-    def test_python_initialized_twice(self):
-        its = self.library_flags()
+    def initialize_for_each(self, *scripts, **variables):
+        """Return what these tell, each in a Python that was initialized for it
+        in the same process, which keeps 40 MiB of blocks in between."""
         program = compile_c(self.release, "twice.c",
-                            scratch() / f"twice-{self.release}", *its)
-        first = """if True:
-            import sys
-            sys.path.append(%r)
-            import _pymalloc_hugepages as extension
-            data = [bytes(440) for _ in range(20 * 2184)]
-            print(extension.refusal(), extension.stats()["slices"]["now"] > 10)
-            """ % str(site_packages(self.python))
+                            scratch() / f"twice-{self.release}",
+                            *self.library_flags())
         # One from a build tree says that it misses some folders.
-        output = self.run_command(program, first, first, first, errors=None,
-                                  **self.home()).splitlines()
-        self.assertEqual(output[0], "None True")
-        if self.version < (3, 12):
-            self.assertEqual(output[1:], ["None True"] * 2)
-        else:
-            for line in output[1:]:
-                self.assertIn("Python was initialized again", line)
+        output = self.run_command(
+            program, *(HELPERS + script for script in scripts), errors=None,
+            PYTHONPATH=self.path_of_library(), **variables)
+        return [json.loads(line) for line in output.splitlines()]
+
+    def test_python_initialized_again(self):
+        first, *others = self.initialize_for_each(*["""if True:
+            data = fill(20)
+            tell(extension.refusal(), slices()["now"] > 10)
+            """] * 3)
+        self.assertEqual(first, [None, True])
+        for refusal, _ in others:
+            if self.version < (3, 12):
+                self.assertIsNone(refusal)
+            else:
+                self.assertIn("Python was initialized again", refusal)
+
+    FORK_WHEN_INITIALIZED_AGAIN = """if True:
+        used = slices()["now"], resident()
+        data = fill(20)
+        for _ in range(2):
+            pid = os.fork()
+            if pid == 0:
+                data.clear()
+                more = fill(40)
+                os._exit(more.count(bytes(440)) != len(more))
+            _, status = os.waitpid(pid, 0)
+            assert status == 0, status
+        more = fill(40)
+        assert (data + more).count(bytes(440)) == len(data + more)
+        with open("/proc/self/smaps") as maps:
+            flags = [line.split() for line in maps
+                     if line.startswith("VmFlags")]
+        tell(*used, sum("nh" in line for line in flags), extension.stats())
+        """
+
+    @requires_thp
+    @since(3, 13)
+    def test_fork_when_python_was_initialized_again(self):
+        """It has unmapped halves of units.  Nothing is done to what is mapped
+        in their place."""
+        used, now_resident, unadvised, stats = self.initialize_for_each(
+            "pass", self.FORK_WHEN_INITIALIZED_AGAIN,
+            PYTHON_PYMALLOC_HUGEPAGES="thp")[0]
+        self.assertGreaterEqual(used, 39)
+        self.assertLess(now_resident, used)
+        self.assertGreaterEqual(stats["thp"]["now"], 19)
+        self.assertEqual(unadvised, 0)
+
+    def test_fork_when_python_was_initialized_again_with_pool(self):
+        self.use_pool(60)
+        *_, stats = self.initialize_for_each(
+            "data = fill(40)", self.FORK_WHEN_INITIALIZED_AGAIN)[0]
+        self.assertGreater(stats["hugetlb"]["ever"], 10)
 
     def library_flags(self):
         """What links a program with this interpreter's libpython."""
@@ -426,12 +467,12 @@ class TestInterpreters(InterpreterTest):
         flags = [flag for text in reversed(rest) for flag in text.split()]
         return [path, "-Wl,-rpath," + folder, *flags, "-pthread", "-lutil"]
 
-    def home(self):
-        """Where such a program finds its library."""
+    def path_of_library(self):
+        """Where such a program finds its library, and the extension."""
         code = "import sys; print(*sys.path, sep=':')"
         path = self.run_command(interpreters()[self.release], "-I", "-S", "-c",
                                 code).strip()
-        return {"PYTHONPATH": path}
+        return f"{path}:{site_packages(self.python)}"
 
 
 for_each_interpreter(globals())
