@@ -33,7 +33,7 @@ MODULES = """
 """.split()
 MOST_RUNS = 3
 TIMEOUT_SECONDS = 600
-# Of the tests that differ, so many are named.
+# How many of the tests that differ are named.
 MOST_NAMED = 20
 # Beside its tests, each run has an outcome of its own.
 WHOLE = "(the run as a whole)"

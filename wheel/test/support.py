@@ -208,7 +208,7 @@ def site_packages(python):
 
 
 def has_thp():
-    """Whether the system gives transparent huge pages to who asks."""
+    """Whether the system gives transparent huge pages to those who ask."""
     try:
         return "[never]" not in pathlib.Path(THP_MODE).read_text()
     except OSError:

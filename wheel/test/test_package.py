@@ -12,8 +12,8 @@ import unittest
 import zipfile
 
 from support import (InterpreterTest, WHEEL, check_call, environment, facts,
-                     for_each_interpreter, interpreters, pip, scratch,
-                     site_packages, tool, wheel_file, wheel_source)
+                     for_each_interpreter, interpreters, pip, requires_thp,
+                     scratch, site_packages, tool, wheel_file, wheel_source)
 
 
 class TestFile(unittest.TestCase):
@@ -230,8 +230,8 @@ class TestCommands(InterpreterTest):
         self.assertIn(": arenas on huge pages\n", output)
 
     def status_of_a_process(self, **variables):
-        """What the tool says of a process with 46 MiB of objects: the JSON of
-        the process, its arenas, and the notes."""
+        """What the tool says of a process with 46 MiB of objects: its arenas,
+        which part of them is on huge pages, in percent, and the notes."""
         command = str(pathlib.Path(self.python).with_name(
             "pymalloc-hugepages"))
         code = "data = [bytes(440) for _ in range(99999)]; print(); input()"
@@ -250,11 +250,11 @@ class TestCommands(InterpreterTest):
         self.assertEqual(shown["feature"], "wheel")
         self.assertIn("_pymalloc_hugepages.abi3.so", shown["interpreter"])
         return (shown["thp"]["arenas"] + shown["hugetlb"]["arenas"],
-                " ".join(told["notes"]))
+                shown["huge_percent"], " ".join(told["notes"]))
 
     def test_tool_on_a_process(self):
         """`status PID` knows the extension as what makes arenas huge."""
-        arenas, notes = self.status_of_a_process()
+        arenas, _, notes = self.status_of_a_process()
         self.assertGreater(arenas, 15)
         self.assertNotIn("refused", notes)
 
@@ -264,10 +264,24 @@ class TestCommands(InterpreterTest):
                 ({"PYTHON_PYMALLOC_HUGEPAGES": "off"},
                  "by PYTHON_PYMALLOC_HUGEPAGES=off: ")):
             with self.subTest(**variables):
-                arenas, notes = self.status_of_a_process(**variables)
+                arenas, _, notes = self.status_of_a_process(**variables)
                 self.assertEqual(arenas, 0)
                 self.assertIn("loaded, but has no arenas", notes)
                 self.assertIn(reason, notes)
+
+    @requires_thp
+    def test_installed_from_the_folder(self):
+        """As README.rst says, in a new environment, by its own pip."""
+        with tempfile.TemporaryDirectory(dir=scratch()) as folder:
+            check_call(interpreters()[self.release], "-m", "venv", folder)
+            self.python = os.path.join(folder, "bin/python")
+            check_call(self.python, "-m", "pip", "install", "-q",
+                       "--disable-pip-version-check", str(wheel_source()))
+            arenas, percent, _ = self.status_of_a_process(
+                PYTHON_PYMALLOC_HUGEPAGES="thp")
+        self.assertGreater(arenas, 15)
+        # One may be about to be filled, and one to be promoted.
+        self.assertGreater(percent, 80)
 
     def test_statistics_at_the_end(self):
         with tempfile.TemporaryDirectory() as folder:
