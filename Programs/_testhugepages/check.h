@@ -62,7 +62,7 @@ extern int test_passed_count, test_failed_count, test_skipped_count;
 extern int test_owns_machine;
 
 /* How often to repeat what a test repeats count times: fewer times in such a
-   machine, which is slow for want of acceleration. */
+   machine, which is slow: its processor is emulated. */
 extern int test_rounds(int count);
 
 // --- checks -----------------------------------------------------------------

@@ -573,12 +573,13 @@ find_held(const void *arena)
     return i;
 }
 
-static void
+/* Fill an arena that the core has given, if it has, and return it. */
+static void *
 hold(void *address, int of_thread)
 {
     unsigned char *arena = (unsigned char *)address;
     if (arena == NULL) {
-        return;
+        return NULL;
     }
     check_access(arena, "an arena is");
     CHECK(find_held(arena) < 0);
@@ -587,26 +588,23 @@ hold(void *address, int of_thread)
     }
     if (held_count == MAX_HELD) {
         FAIL("too many arenas");
-        return;
+        return NULL;
     }
     held[held_count].address = arena;
     held[held_count++].of_thread = of_thread;
+    return arena;
 }
 
 static void *
 take(void)
 {
-    void *arena = hugepages_take();
-    hold(arena, 0);
-    return arena;
+    return hold(hugepages_take(), 0);
 }
 
 static void *
 take_first(void)
 {
-    void *arena = hugepages_take_first();
-    hold(arena, 0);
-    return arena;
+    return hold(hugepages_take_first(), 0);
 }
 
 static void

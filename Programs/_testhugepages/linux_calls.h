@@ -16,18 +16,9 @@
 #include <unistd.h>               // getpid()
 
 typedef enum {
-    CALL_MMAP,
-    CALL_MUNMAP,
-    CALL_MREMAP,
-    CALL_POPULATE,
-    CALL_ADVISE,
-    CALL_UNADVISE,
-    CALL_DROP,
-    CALL_SIGPROCMASK,
-    CALL_OPEN,
-    CALL_STAT,
-    CALL_COPY,
-    CALL_KINDS
+    CALL_MMAP, CALL_MUNMAP, CALL_MREMAP, CALL_POPULATE, CALL_ADVISE,
+    CALL_UNADVISE, CALL_DROP, CALL_SIGPROCMASK, CALL_OPEN, CALL_STAT,
+    CALL_COPY, CALL_KINDS
 } call_kind;
 
 static const char *const call_names[CALL_KINDS] = {

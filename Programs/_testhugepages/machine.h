@@ -57,9 +57,9 @@ extern void check_hugetlb(const void *address);
 /* Check that an arena is aligned, advised, and whole. */
 extern void check_thp(const void *address);
 
-/* Write a pattern to each page of memory, and check that it is there. */
-extern void write_pages(void *address, size_t size);
-extern void check_pages(const void *address, size_t size);
+/* Write a number of its own to each word, and check that they are there. */
+extern void write_numbers(void *address, size_t size);
+extern void check_numbers(const void *address, size_t size);
 
 /* Read a number of KiB from /proc/self/status; -1 if it is not there. */
 extern long read_status(const char *name);

@@ -230,8 +230,18 @@ TEST(arena_no_promotion)
 
 // --- faults and random sequences --------------------------------------------
 
-/* Everything that arena.c does, once.  Memory that cannot be had is not there
-   to be given back. */
+/* Take memory that is no arena, if there is any, and give it back. */
+static void
+use_chunk(void)
+{
+    void *chunk = hugepages_take_plain(1000);
+    if (chunk != NULL) {
+        (void)hugepages_os_unmap(chunk, 1000, &(int){0});
+    }
+}
+
+/* Everything that arena.c does, once.  What the system refuses cannot be given
+   back. */
 static void
 run_scenario(void)
 {
@@ -243,14 +253,11 @@ run_scenario(void)
     for (size_t i = 0; i < Py_ARRAY_LENGTH(values); i++) {
         _PyMem_SetHugePages(values[i]);
         void *first = take_first();
-        void *chunk = hugepages_take_plain(1000);
+        use_chunk();
         (void)take();
         if (first != NULL) {
             hugepages_promote(first);
             give(first);
-        }
-        if (chunk != NULL) {
-            (void)hugepages_os_unmap(chunk, 1000, &(int){0});
         }
         (void)take();
         (void)take();
@@ -291,10 +298,7 @@ do_something(void)
         fork_as[(number & 0x20) == 0]();
     }
     else if (choice < 12) {
-        void *chunk = hugepages_take_plain(1000);
-        if (chunk != NULL) {
-            (void)hugepages_os_unmap(chunk, 1000, &(int){0});
-        }
+        use_chunk();
         for (int i = 0; i < MAX_CHUNKS; i++) {
             /* What was not taken back is of no further interest. */
             if (fake.chunks[i].size == 1000) {

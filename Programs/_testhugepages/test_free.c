@@ -49,22 +49,18 @@ TEST(free_block)
     free_arena(made.arena);
 }
 
-/* Cases that are obmalloc.c's. */
-TEST(free_block_of_full_pool)
+/* The last block of a pool, and one of a full pool, are obmalloc.c's. */
+TEST(free_block_of_obmalloc)
 {
-    some_pool made = make_pool(3);
-    made.pool->freeblock = NULL;
-    CHECK_EQUAL(hugepages_free_block(made.block), 0);
-    check_left(&made, 3);
-    free_arena(made.arena);
-}
-
-TEST(free_last_block_of_pool)
-{
-    some_pool made = make_pool(1);
-    CHECK_EQUAL(hugepages_free_block(made.block), 0);
-    check_left(&made, 1);
-    free_arena(made.arena);
+    for (unsigned int used = 1; used <= 3; used += 2) {
+        some_pool made = make_pool(used);
+        if (used == 3) {
+            made.pool->freeblock = NULL;
+        }
+        CHECK_EQUAL(hugepages_free_block(made.block), 0);
+        check_left(&made, used);
+        free_arena(made.arena);
+    }
 }
 
 /* What is before and behind an arena is not touched, let alone read. */

@@ -4,7 +4,7 @@
    All calls are real.  Each test runs in a child process, so that it begins
    with the state of a new process, and its limits end with it.  What changes
    the machine for all others (where the pool has its pages, how memory is
-   committed), or cannot be had while an init system uses it (cgroup v1,
+   committed), or is not free while an init system uses it (cgroup v1,
    cpusets), is tested only where the tests have the machine for themselves. */
 
 #define TEST_PREFIX limits
@@ -15,10 +15,12 @@
 #include "arenas.h"
 
 #include <limits.h>               // LONG_MAX
+#include <signal.h>               // raise()
 
 #include <linux/filter.h>         // struct sock_filter
 #include <linux/mempolicy.h>      // MPOL_BIND
 #include <linux/seccomp.h>        // struct seccomp_data
+#include <sys/wait.h>             // waitpid()
 
 #define TEST(name) TEST_CASE(name, ON_EACH_KERNEL, NULL, restore_machine)
 #define MACHINE_TEST(name) TEST_CASE(name, OWN_MACHINE, NULL, restore_machine)
@@ -193,12 +195,11 @@ check_near_arenas(int first)
     }
 }
 
+/* Without nodes for MPOL_DEFAULT. */
 static int
 set_policy(int mode, unsigned long nodes)
 {
-    const unsigned long node_count = nodes == 0 ? 0 : 8 * sizeof(nodes);
-    return (int)syscall(SYS_set_mempolicy, mode, nodes == 0 ? NULL : &nodes,
-                        node_count);
+    return (int)syscall(SYS_set_mempolicy, mode, &nodes, 8 * sizeof(nodes));
 }
 
 static void
@@ -440,48 +441,20 @@ MACHINE_TEST(limits_overcommit)
 
 // --- a pool that others use -------------------------------------------------
 
-/* Another process, which does one thing after another: each when it is told,
-   and it says when that is done. */
-typedef struct {
-    pid_t pid;
-    int to;
-    int from;
-} other_process;
-
-static void
-start_other(other_process *other, void (*function)(int from, int to))
+/* Another process, which does something each time it is told to, and waits in
+   between, stopped.  Return its number. */
+static pid_t
+start_other(void (*function)(void))
 {
-    int to[2], from[2];
-    REQUIRE(pipe(to) == 0 && pipe(from) == 0);
     (void)fflush(stdout);
-    other->pid = fork();
-    if (other->pid == 0) {
-        (void)close(to[1]);
-        (void)close(from[0]);
-        function(to[0], from[1]);
+    pid_t other = fork();
+    if (other == 0) {
+        (void)raise(SIGSTOP);
+        function();
         test_end_child();
     }
-    (void)close(to[0]);
-    (void)close(from[1]);
-    other->to = to[1];
-    other->from = from[0];
-    REQUIRE(other->pid >= 0);
-}
-
-static void
-tell_other(other_process *other)
-{
-    char byte = 0;
-    CHECK_EQUAL(write(other->to, &byte, 1), 1);
-    CHECK_EQUAL(read(other->from, &byte, 1), 1);
-}
-
-static void
-end_other(other_process *other)
-{
-    (void)close(other->to);
-    CHECK_EQUAL(wait_for(other->pid), 0);
-    (void)close(other->from);
+    CHECK_EQUAL(waitpid(other, NULL, WUNTRACED), other);
+    return other;
 }
 
 /* All huge pages that are available, or NULL if there are none. */
@@ -499,45 +472,38 @@ take_pool(size_t *size)
 }
 
 static void
-drain_pool(int from, int to)
+drain_pool(void)
 {
-    char byte;
     size_t size;
-    CHECK_EQUAL(read(from, &byte, 1), 1);
     CHECK(take_pool(&size) != NULL);
-    CHECK_EQUAL(write(to, &byte, 1), 1);
-    /* Until the other end is closed. */
-    CHECK_EQUAL(read(from, &byte, 1), 0);
+    (void)raise(SIGSTOP);
 }
 
 POOL_TEST(limits_pool_drained, 4)
 {
-    other_process other = {-1, -1, -1};
-    start_other(&other, drain_pool);
+    pid_t other = start_other(drain_pool);
     begin_arenas();
     check_added(2, 2);
-    tell_other(&other);
+    CHECK_EQUAL(kill(other, SIGCONT), 0);
+    CHECK_EQUAL(waitpid(other, NULL, WUNTRACED), other);
     CHECK_EQUAL(pool_available(), 0);
     check_added(3, 2);
     check_fork();
     /* The two that are free again. */
     CHECK_EQUAL(pool_available(), 2);
-    end_other(&other);
+    CHECK_EQUAL(kill(other, SIGCONT), 0);
+    CHECK_EQUAL(wait_for(other), 0);
     CHECK_EQUAL(pool_available(), 4);
     begin_arenas();
     check_added(2, 2);
     check_and_free();
 }
 
-/* Take and give back, until the other end is closed. */
+/* Take and give back, until it is killed. */
 static void
-compete_for_pool(int from, int to)
+compete_for_pool(void)
 {
-    char byte;
-    CHECK_EQUAL(read(from, &byte, 1), 1);
-    CHECK_EQUAL(write(to, &byte, 1), 1);
-    (void)fcntl(from, F_SETFL, O_NONBLOCK);
-    while (read(from, &byte, 1) < 0) {
+    while (!test_failed()) {
         size_t size;
         void *memory = take_pool(&size);
         if (memory != NULL) {
@@ -548,10 +514,8 @@ compete_for_pool(int from, int to)
 
 POOL_TEST(limits_pool_contended, 4)
 {
-    other_process other = {-1, -1, -1};
-    start_other(&other, compete_for_pool);
-    begin_arenas();
-    tell_other(&other);
+    pid_t other = start_other(compete_for_pool);
+    CHECK_EQUAL(kill(other, SIGCONT), 0);
     for (int i = 0; i < 20; i++) {
         begin_arenas();
         CHECK_EQUAL(add_arenas(6), 6);
@@ -560,7 +524,8 @@ POOL_TEST(limits_pool_contended, 4)
         }
         check_and_free();
     }
-    end_other(&other);
+    CHECK_EQUAL(kill(other, SIGKILL), 0);
+    CHECK_EQUAL(wait_for(other), SIGKILL);
 }
 
 /* Root takes the pool away while its pages are in use: they stay until they
@@ -605,10 +570,9 @@ typedef struct {
 static int
 forbid(const seccomp_case *forbidden)
 {
-    enum { ALLOW = 5 };
+    enum { ALLOW = 5 };             // the last step
 #define JUMP_TO(target, here) (unsigned char)((target) - (here) - 1)
     struct sock_filter program[] = {
-        /* 0 */
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, forbidden->number,
                  0, JUMP_TO(ALLOW, 1)),
@@ -616,7 +580,6 @@ forbid(const seccomp_case *forbidden)
                  offsetof(struct seccomp_data, args[3])),
         BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, forbidden->flags,
                  0, forbidden->flags == 0 ? 0 : JUMP_TO(ALLOW, 3)),
-        /* 4 */
         BPF_STMT(BPF_RET | BPF_K,
                  SECCOMP_RET_ERRNO | (unsigned int)forbidden->error),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),

@@ -82,11 +82,11 @@ happen(void)
         fork_as_child();
         longjmp(abandoned, 1);
     case THREAD_TAKE:
-        hold(hugepages_take(), 1);
+        (void)hold(hugepages_take(), 1);
         break;
     case THREAD_GIVE_TAKE:
         thread_gives();
-        hold(hugepages_take(), 1);
+        (void)hold(hugepages_take(), 1);
         break;
     default:
         thread_gives();
@@ -212,28 +212,26 @@ check_moments(main_action first, main_action last, event from, event to)
     test_note("%d moments", moments);
 }
 
-#define TEST_MOMENTS(name, first, last, from, to) \
-    TEST(name) \
-    { \
-        check_moments(first, last, from, to); \
-    }
-
-TEST_MOMENTS(moments_handler_forks,
-             DO_TAKE, DO_RELEASE, HANDLER_PARENT, HANDLER_PARENT)
-TEST_MOMENTS(moments_handler_forks_child,
-             DO_TAKE, DO_RELEASE, HANDLER_CHILD, HANDLER_CHILD)
-TEST_MOMENTS(moments_handler_forks_in_fork,
-             DO_FORK_PARENT, DO_FORK_CHILD, HANDLER_PARENT, HANDLER_CHILD)
-TEST_MOMENTS(moments_thread_forks,
-             DO_TAKE, DO_RELEASE, THREAD_PARENT, THREAD_CHILD)
-TEST_MOMENTS(moments_thread_forks_in_fork,
-             DO_FORK_PARENT, DO_FORK_CHILD, THREAD_PARENT, THREAD_CHILD)
-TEST_MOMENTS(moments_thread_takes,
-             DO_TAKE, DO_RELEASE, THREAD_TAKE, THREAD_GIVE_TAKE)
-TEST_MOMENTS(moments_thread_takes_in_fork,
-             DO_FORK_PARENT, DO_FORK_CHILD, THREAD_TAKE, THREAD_TAKE)
-TEST_MOMENTS(moments_thread_gives_in_fork,
-             DO_FORK_PARENT, DO_FORK_CHILD, THREAD_GIVE, THREAD_GIVE_TAKE)
+TEST_CALL(moments_handler_forks,
+          check_moments(DO_TAKE, DO_RELEASE, HANDLER_PARENT, HANDLER_PARENT))
+TEST_CALL(moments_handler_forks_child,
+          check_moments(DO_TAKE, DO_RELEASE, HANDLER_CHILD, HANDLER_CHILD))
+TEST_CALL(moments_handler_forks_in_fork,
+          check_moments(DO_FORK_PARENT, DO_FORK_CHILD, HANDLER_PARENT,
+                        HANDLER_CHILD))
+TEST_CALL(moments_thread_forks,
+          check_moments(DO_TAKE, DO_RELEASE, THREAD_PARENT, THREAD_CHILD))
+TEST_CALL(moments_thread_forks_in_fork,
+          check_moments(DO_FORK_PARENT, DO_FORK_CHILD, THREAD_PARENT,
+                        THREAD_CHILD))
+TEST_CALL(moments_thread_takes,
+          check_moments(DO_TAKE, DO_RELEASE, THREAD_TAKE, THREAD_GIVE_TAKE))
+TEST_CALL(moments_thread_takes_in_fork,
+          check_moments(DO_FORK_PARENT, DO_FORK_CHILD, THREAD_TAKE,
+                        THREAD_TAKE))
+TEST_CALL(moments_thread_gives_in_fork,
+          check_moments(DO_FORK_PARENT, DO_FORK_CHILD, THREAD_GIVE,
+                        THREAD_GIVE_TAKE))
 
 static void
 take_more_than_copies(void)
@@ -241,7 +239,7 @@ take_more_than_copies(void)
     has_happened = 1;
     if (!fake.is_child) {
         for (int i = 0; i <= HUGEPAGES_MORE_COPIES; i++) {
-            hold(hugepages_take(), 1);
+            (void)hold(hugepages_take(), 1);
         }
     }
 }

@@ -336,12 +336,12 @@ TEST(linux_advise)
     address_space before = read_address_space();
     char *address = (char *)MAP(hugepages_os_map_aligned, size);
     REQUIRE(address != NULL);
-    write_pages(address, ARENA_SIZE);
+    write_numbers(address, ARENA_SIZE);
     CHECK_ADVISE(address, 2 * ARENA_SIZE, HUGEPAGES_OK, 0);
     CHECK(is_advised(address));
     CHECK(is_advised(address + 2 * ARENA_SIZE - 1));
     CHECK(!is_advised(address + 2 * ARENA_SIZE));
-    check_pages(address, ARENA_SIZE);
+    check_numbers(address, ARENA_SIZE);
     test_use_memory(address + ARENA_SIZE, size - ARENA_SIZE, ARENA_SIZE);
     CHECK_UNMAP(address, size);
     CHECK(is_unmapped(address + 3 * ARENA_SIZE));

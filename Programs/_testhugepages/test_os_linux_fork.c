@@ -72,14 +72,14 @@ TEST(linux_fork_unadvise)
     char *address = (char *)MAP(hugepages_os_map_aligned, 3 * ARENA_SIZE);
     REQUIRE(address != NULL);
     CHECK_ADVISE(address, 3 * ARENA_SIZE, HUGEPAGES_OK, 0);
-    write_pages(address, 3 * ARENA_SIZE);
+    write_numbers(address, 3 * ARENA_SIZE);
     FORGET_ERROR();
     hugepages_os_unadvise(address + ARENA_SIZE, ARENA_SIZE);
     CHECK_EQUAL(errno, UNTOUCHED);
     CHECK(is_advised(address));
     CHECK(!is_advised(address + ARENA_SIZE));
     CHECK(is_advised(address + 2 * ARENA_SIZE));
-    check_pages(address, 3 * ARENA_SIZE);
+    check_numbers(address, 3 * ARENA_SIZE);
     let_fail(CALL_UNADVISE, 2, 0, EINVAL);
     FORGET_ERROR();
     hugepages_os_unadvise(address, ARENA_SIZE);
@@ -110,11 +110,11 @@ move_onto(void *to)
     begin_test();
     void *from = MAP(hugepages_os_map_aligned, ARENA_SIZE);
     REQUIRE(from != NULL);
-    write_pages(from, ARENA_SIZE);
+    write_numbers(from, ARENA_SIZE);
     address_space before = read_address_space();
     let_fail(CALL_MREMAP, 1, 1, ENOMEM);
     check_move(from, to, HUGEPAGES_BUSY);
-    check_pages(from, ARENA_SIZE);
+    check_numbers(from, ARENA_SIZE);
     check_no_leak(before);
     let_fail(CALL_MMAP, 1, 1, ENOMEM);
     fake.calls[CALL_MMAP] = 0;
@@ -123,7 +123,7 @@ move_onto(void *to)
     test_use_memory(to, ARENA_SIZE, ARENA_SIZE);
     check_move(from, to, HUGEPAGES_OK);
     CHECK(is_unmapped(from));
-    check_pages(to, ARENA_SIZE);
+    check_numbers(to, ARENA_SIZE);
     CHECK_UNMAP(to, ARENA_SIZE);
 }
 

@@ -20,10 +20,9 @@ static struct {
     DWORD alloc_error;
     DWORD large_alloc_error;
     DWORD free_error;
-    /* Nonzero: the calls for the privilege answer that the account does not
-       hold it, or holds it. */
-    int privilege_not_held;
-    int privilege_held;
+    /* What the calls for the privilege answer: that the account holds it (1)
+       or not (-1); 0: make them. */
+    int privilege;
     /* Nonzero: serve large pages from plain memory. */
     int grant_large_pages;
 
@@ -75,8 +74,8 @@ fake_AdjustTokenPrivileges(HANDLE token, BOOL disable_all,
     if (is_refused(fake.adjust_error)) {
         return FALSE;
     }
-    if (fake.privilege_not_held || fake.privilege_held) {
-        SetLastError(fake.privilege_held ? ERROR_SUCCESS
+    if (fake.privilege != 0) {
+        SetLastError(fake.privilege > 0 ? ERROR_SUCCESS
                      : ERROR_NOT_ALL_ASSIGNED);
         return TRUE;
     }
@@ -178,7 +177,7 @@ TEST(windows_enable_held)
 {
     LUID luid;
     int os_error;
-    fake.privilege_held = 1;
+    fake.privilege = 1;
     CHECK_EQUAL(enable(&os_error), HUGEPAGES_OK);
     CHECK_EQUAL(os_error, 0);
     CHECK_EQUAL(fake.access, TOKEN_ADJUST_PRIVILEGES);
@@ -193,7 +192,7 @@ TEST(windows_enable_held)
 TEST(windows_enable_not_held)
 {
     int os_error;
-    fake.privilege_not_held = 1;
+    fake.privilege = -1;
     CHECK_EQUAL(enable(&os_error), HUGEPAGES_NEVER);
     CHECK_EQUAL(os_error, 1300);
 }
@@ -327,9 +326,10 @@ free_arenas(void)
     }
 }
 
-/* Whatever the system says to large pages, there is memory. */
+/* Whatever the system says to large pages, there is memory.  -1 expects any
+   number of requests for them. */
 static void
-check_arenas(int expected_large_allocs)
+check_arenas(int large_allocs)
 {
     _PyMem_SetHugePages(PYMALLOC_HUGEPAGES_ON);
     for (int i = 0; i < COUNT; i++) {
@@ -337,52 +337,38 @@ check_arenas(int expected_large_allocs)
         REQUIRE(arenas[i] != NULL);
         test_use_memory(arenas[i], ARENA_SIZE, 4096);
     }
-    CHECK_EQUAL(fake.large_allocs, expected_large_allocs);
+    CHECK(large_allocs < 0 || fake.large_allocs == large_allocs);
     free_arenas();
     CHECK_EQUAL(GetLastError(), UNTOUCHED);
 }
 
-TEST(windows_arenas_real)
-{
-    _PyMem_SetHugePages(PYMALLOC_HUGEPAGES_ON);
-    arenas[0] = alloc_arena();
-    REQUIRE(arenas[0] != NULL);
-    test_use_memory(arenas[0], ARENA_SIZE, 4096);
-    free_arena(arenas[0]);
-    CHECK(is_unmapped(arenas[0]));
-}
+TEST_CALL(windows_arenas_real, check_arenas(-1))
 
-TEST(windows_arenas_granted)
+TEST(windows_arenas)
 {
-    fake.privilege_held = 1;
-    fake.grant_large_pages = 1;
-    check_arenas(3);
-}
-
-TEST(windows_arenas_privilege_not_held)
-{
-    fake.privilege_not_held = 1;
-    check_arenas(0);
-}
-
-TEST(windows_arenas_never)
-{
-    fake.privilege_held = 1;
-    fake.large_alloc_error = ERROR_PRIVILEGE_NOT_HELD;
-    check_arenas(1);
-}
-
-TEST(windows_arenas_busy)
-{
-    fake.privilege_held = 1;
-    fake.large_alloc_error = ERROR_NO_SYSTEM_RESOURCES;
-    check_arenas(3);
+    static const struct {
+        int privilege, grant_large_pages;
+        DWORD large_alloc_error;
+        int large_allocs;
+    } cases[] = {
+        {1, 1, ERROR_SUCCESS, COUNT},
+        {-1, 0, ERROR_SUCCESS, 0},
+        {1, 0, ERROR_PRIVILEGE_NOT_HELD, 1},
+        {1, 0, ERROR_NO_SYSTEM_RESOURCES, COUNT},
+    };
+    for (size_t i = 0; i < Py_ARRAY_LENGTH(cases); i++) {
+        begin_test();
+        fake.privilege = cases[i].privilege;
+        fake.grant_large_pages = cases[i].grant_large_pages;
+        fake.large_alloc_error = cases[i].large_alloc_error;
+        check_arenas(cases[i].large_allocs);
+    }
 }
 
 /* The first arenas of an interpreter cannot be plain until later. */
 TEST(windows_first_arenas)
 {
-    fake.privilege_held = 1;
+    fake.privilege = 1;
     fake.grant_large_pages = 1;
     _PyMem_SetHugePages(PYMALLOC_HUGEPAGES_ON);
     for (int i = 0; i < COUNT; i++) {
@@ -397,7 +383,7 @@ TEST(windows_first_arenas)
 
 TEST(windows_chunks)
 {
-    fake.privilege_held = 1;
+    fake.privilege = 1;
     fake.grant_large_pages = 1;
     _PyMem_SetHugePages(PYMALLOC_HUGEPAGES_ON);
     void *chunk = _PyMem_HugePagesAlloc(NULL, 16 * 1024);

@@ -42,12 +42,13 @@ CHILD_TEST(pymalloc_first_arenas)
 {
     enum { MOST = 8 };
     static PyThreadState tstate;
-    struct _obmalloc_mgmt *mgmt;
+    static __typeof__(*tstate.interp) interp;
+    static __typeof__(*interp.obmalloc) obmalloc;
+    static __typeof__(*obmalloc.mgmt.arenas) table[MOST];
+    struct _obmalloc_mgmt *mgmt = &obmalloc.mgmt;
     /* This process has forked none. */
     reset_core();
-    memset(&tstate, 0, sizeof(tstate));
-    tstate.interp = calloc(1, sizeof(*tstate.interp));
-    REQUIRE(tstate.interp != NULL);
+    tstate.interp = &interp;
     test_tstate = &tstate;
     _PyMem_SetHugePages(PYMALLOC_HUGEPAGES_THP);
     /* An interpreter that has none yet. */
@@ -55,25 +56,22 @@ CHILD_TEST(pymalloc_first_arenas)
     check_thp(early);
     free_arena(early);
 
-    tstate.interp->obmalloc = calloc(1, sizeof(*tstate.interp->obmalloc));
-    REQUIRE(tstate.interp->obmalloc != NULL);
-    mgmt = &tstate.interp->obmalloc->mgmt;
-    mgmt->arenas = calloc(MOST, sizeof(*mgmt->arenas));
-    REQUIRE(mgmt->arenas != NULL);
+    interp.obmalloc = &obmalloc;
+    mgmt->arenas = table;
     mgmt->maxarenas = MOST;
     for (unsigned int i = 0; i < MOST; i++) {
         void *arena = alloc_arena();
         REQUIRE(arena != NULL);
         CHECK_EQUAL((uintptr_t)arena % ARENA_SIZE, 0);
         CHECK_EQUAL(is_advised(arena), i >= HUGEPAGES_FIRST_ARENAS);
-        write_pages(arena, ARENA_SIZE);
+        write_numbers(arena, ARENA_SIZE);
         mgmt->arenas[i].address = (uintptr_t)arena;
         mgmt->narenas_currently_allocated++;
     }
     for (unsigned int i = 0; i < MOST; i++) {
         void *arena = (void *)mgmt->arenas[i].address;
         check_thp(arena);
-        check_pages(arena, ARENA_SIZE);
+        check_numbers(arena, ARENA_SIZE);
         free_arena(arena);
         CHECK(is_unmapped(arena));
     }
@@ -139,8 +137,8 @@ CHILD_TEST(pymalloc_max_map_count)
     CHECK_EQUAL(fake.calls[CALL_MMAP], calls);
     test_use_memory(arenas[middle], ARENA_SIZE, ARENA_SIZE);
     disarm();
-    /* A new one cannot be had, or merges with those that are there; either
-       way quietly. */
+    /* A new one is refused, or merges with those that are there; either way
+       quietly. */
     (void)alloc_arena();
 
     CHECK_EQUAL(munmap(filler, filler_size), 0);
