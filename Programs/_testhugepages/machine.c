@@ -470,17 +470,14 @@ switch_controller(char sign, const char *controller)
                       text);
 }
 
-/* Return 0, or -1 with errno set: ENOENT if cgroups of this version do not
-   have it. */
+/* Return 0, or -1 with errno set: ENOENT or EINVAL if cgroups of version 2 do
+   not have it. */
 static int
 enable_controller(const char *controller)
 {
-    char enabled[1024];
-    if (read_file(cgroup_file(cgroup.mount, "cgroup.subtree_control"),
-                  enabled, sizeof(enabled)) < 0)
-    {
-        return -1;
-    }
+    char enabled[1024] = "";
+    (void)read_file(cgroup_file(cgroup.mount, "cgroup.subtree_control"),
+                    enabled, sizeof(enabled));
     if (strstr(enabled, controller) == NULL) {
         if (switch_controller('+', controller) < 0) {
             return -1;
@@ -506,7 +503,7 @@ make_cgroup(int version, const char *controller, const char *file, long limit)
         goto error;
     }
     cgroup.mounted = 1;
-    what = "cgroup.subtree_control";
+    what = "not to be enabled";
     if (version == 2 && enable_controller(controller) < 0) {
         goto error;
     }

@@ -448,7 +448,14 @@ start_other(void (*function)(void))
 {
     (void)fflush(stdout);
     pid_t other = fork();
+    if (other < 0) {
+        /* kill(-1) would reach every process. */
+        FAIL("no process: %s", strerror(errno));
+        test_end_child();
+    }
     if (other == 0) {
+        /* It ends with the test, whatever that ends by. */
+        (void)prctl(PR_SET_PDEATHSIG, (long)SIGKILL);
         (void)raise(SIGSTOP);
         function();
         test_end_child();

@@ -6,12 +6,7 @@
 
 /* What is done when something else happens. */
 typedef enum {
-    DO_TAKE,
-    DO_GIVE,
-    DO_FIRST,
-    DO_RELEASE,
-    DO_FORK_PARENT,
-    DO_FORK_CHILD,
+    DO_TAKE, DO_GIVE, DO_FIRST, DO_RELEASE, DO_FORK_PARENT, DO_FORK_CHILD,
     DO_KINDS
 } main_action;
 

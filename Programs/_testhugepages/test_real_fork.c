@@ -213,13 +213,13 @@ fork_with_message(void (*function)(void))
 {
     char message[1000];
     int saved_stderr = dup(STDERR_FILENO);
-    FILE *said = tmpfile();
-    if (saved_stderr < 0 || said == NULL) {
+    int said = memfd_create("stderr", 0);
+    if (saved_stderr < 0 || said < 0) {
         FAIL("no files: %s", strerror(errno));
         return 0;
     }
     (void)fflush(stdout);
-    (void)dup2(fileno(said), STDERR_FILENO);
+    (void)dup2(said, STDERR_FILENO);
     pid_t child = fork();
     if (child == 0) {
         function();
@@ -230,10 +230,10 @@ fork_with_message(void (*function)(void))
     (void)dup2(saved_stderr, STDERR_FILENO);
     (void)close(saved_stderr);
     int status = wait_for(child);
-    rewind(said);
-    size_t length = fread(message, 1, sizeof(message) - 1, said);
+    ssize_t got = pread(said, message, sizeof(message) - 1, 0);
+    size_t length = got > 0 ? (size_t)got : 0;
     message[length] = '\0';
-    (void)fclose(said);
+    (void)close(said);
     if (WIFSIGNALED(status)) {
         FAIL("the child was ended by signal %d", WTERMSIG(status));
         return 0;

@@ -45,7 +45,7 @@ wheel_get(int domain, void *structure)
 }
 
 /* Whether such a structure has the layout that is declared here: a context,
-   which may be NULL, and functions, so many that it has this size.  What the
+   which may be NULL, and functions, together of this size.  What the
    interpreter fills is the same whatever was there. */
 static int
 wheel_is_known(int domain, size_t size)

@@ -180,7 +180,11 @@ slices_give(const void *slice)
    No word of a unit changes any more, so no unit is given back with such a
    half.  Half of an explicit page the system does not unmap: that memory is
    lost, but the page stays whole, and fork.c may move or copy it.  What is on
-   THP must be left alone: fork.c would advise memory that is not ours. */
+   THP must be left alone: fork.c would advise memory that is not ours.
+
+   Not covered: a Python that does not import this extension when it is
+   initialized again, and a child that got copies on THP of units on explicit
+   pages (fork.c) and forks itself. */
 static void
 slices_abandon(void)
 {

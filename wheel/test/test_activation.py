@@ -259,16 +259,17 @@ class TestOtherInterpreters(unittest.TestCase):
     """Neither the .pth file nor the package imports the extension, which is
     built for others: the loader of Python 3.14 would take it."""
 
-    def run_as(self, name, flags):
-        """Return what the package has after the .pth file in such an
-        interpreter.  The extension cannot be imported."""
+    FILES = "pymalloc_hugepages.pth", "pymalloc_hugepages/__init__.py"
+
+    def run_as(self, name, flags, files=FILES):
+        """Return what these files define in such an interpreter, where the
+        extension cannot be imported."""
         package = {}
         with mock.patch.object(sys.implementation, "name", name), \
                 mock.patch.object(sys, "abiflags", flags), \
                 mock.patch.dict(sys.modules, _pymalloc_hugepages=None):
-            exec((WHEEL / "pymalloc_hugepages.pth").read_text(), {})
-            exec((WHEEL / "pymalloc_hugepages/__init__.py").read_text(),
-                 package)
+            for file in files:
+                exec((WHEEL / file).read_text(), package)
         return package
 
     def test_refused(self):
@@ -284,8 +285,10 @@ class TestOtherInterpreters(unittest.TestCase):
 
     def test_cpython(self):
         for flags in "", "d":
-            with self.assertRaises(ImportError):
-                self.run_as("cpython", flags)
+            for file in self.FILES:
+                with self.subTest(file, flags=flags), \
+                        self.assertRaises(ImportError):
+                    self.run_as("cpython", flags, [file])
 
 
 class TestPatchedInterpreter(unittest.TestCase):

@@ -189,11 +189,11 @@ def preforked(mib=150, workers=4, wait=5):
     return {"pss": at_once, "pss later": later}
 
 
-def preforked_with_thread(mib=150, wait=5):
+def preforked_with_thread(mib=150):
     """The same, while another thread keeps arenas from being moved."""
     import threading
     threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
-    return preforked(mib, wait=wait)
+    return preforked(mib, wait=0)
 
 
 def fill():
