@@ -277,11 +277,15 @@ class TestCommands(InterpreterTest):
             self.python = os.path.join(folder, "bin/python")
             check_call(self.python, "-m", "pip", "install", "-q",
                        "--disable-pip-version-check", str(wheel_source()))
-            arenas, percent, _ = self.status_of_a_process(
-                PYTHON_PYMALLOC_HUGEPAGES="thp")
+            # Memory may be fragmented at first.
+            for _ in range(3):
+                arenas, percent, _ = self.status_of_a_process(
+                    PYTHON_PYMALLOC_HUGEPAGES="thp")
+                if percent > 80:
+                    break
         self.assertGreater(arenas, 15)
-        # Memory may be too fragmented for some of them.
-        self.assertGreater(percent, 0)
+        # One may be about to be filled, and one to be promoted.
+        self.assertGreater(percent, 80)
 
     def test_statistics_at_the_end(self):
         with tempfile.TemporaryDirectory() as folder:
