@@ -41,6 +41,20 @@
 #  define _Py_thread_local __thread
 #endif
 
+/* Functions of obmalloc.c.  It knows whether an interpreter has pools of its
+   own or the main one's; before 3.12 all have the same. */
+#ifdef POOL_ADDR
+#  if PY_VERSION_HEX >= 0x030c0000
+static struct _obmalloc_state *get_state(void);
+static void insert_to_usedpool(struct _obmalloc_state *state, poolp pool);
+#    define hugepages_insert_to_usedpool(pool) \
+         insert_to_usedpool(get_state(), (pool))
+#  else
+static void insert_to_usedpool(poolp pool);
+#    define hugepages_insert_to_usedpool insert_to_usedpool
+#  endif
+#endif
+
 /* The arenas of the interpreter that asks; NULL if none does. */
 #if PY_VERSION_HEX >= 0x030d0000
 static const struct _obmalloc_mgmt *
@@ -53,9 +67,6 @@ hugepages_current_arenas(void)
     return &tstate->interp->obmalloc->mgmt;
 }
 #elif PY_VERSION_HEX >= 0x030c0000
-/* In 3.12 each interpreter has a struct for them, and obmalloc.c knows whether
-   it uses that or the main one's. */
-static struct _obmalloc_state *get_state(void);
 #  define hugepages_current_arenas() \
     (_PyThreadState_GET() == NULL ? NULL : &get_state()->mgmt)
 #else

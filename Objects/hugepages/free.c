@@ -41,8 +41,9 @@ hugepages_note_arena(void *arena)
     }
 }
 
-/* Have them found no more, before anybody else may get its memory. */
-static void
+/* Have them found no more, before anybody else may get its memory.  Not inline:
+   that would give _PyObject_Free() a stack frame, six instructions. */
+Py_NO_INLINE static void
 hugepages_forget_arena(void *arena)
 {
     uintptr_t number = hugepages_number_of(arena);
@@ -52,8 +53,8 @@ hugepages_forget_arena(void *arena)
     }
 }
 
-/* Free the block at ptr, and return 1, if its arena is found, and its pool is
-   neither full before nor empty after; else do nothing and return 0. */
+/* Free the block at ptr, and return 1, if its arena is found and its pool is
+   not empty after; else do nothing and return 0. */
 static inline int
 hugepages_free_block(void *ptr)
 {
@@ -64,12 +65,16 @@ hugepages_free_block(void *ptr)
     }
     poolp pool = POOL_ADDR(ptr);
     assert(pool->ref.count > 0);
-    if (pool->freeblock == NULL || pool->ref.count == 1) {
+    if (pool->ref.count == 1) {
         return 0;
     }
+    int was_full = pool->freeblock == NULL;
     /* The type of freeblock has another name in 3.11. */
     memcpy(ptr, &pool->freeblock, sizeof(pool->freeblock));
     pool->freeblock = ptr;
     pool->ref.count--;
+    if (was_full) {
+        hugepages_insert_to_usedpool(pool);
+    }
     return 1;
 }

@@ -64,6 +64,21 @@ typedef struct {
 /* Of the thread that asks; NULL is one that Python does not know. */
 static PyThreadState *test_tstate;
 #  define _PyThreadState_GET() test_tstate
+
+/* The pool that free.c has put among those in use, or NULL. */
+static poolp test_inserted;
+static struct _obmalloc_state *
+get_state(void)
+{
+    return NULL;
+}
+
+static void
+insert_to_usedpool(struct _obmalloc_state *Py_UNUSED(state), poolp pool)
+{
+    test_inserted = pool;
+}
+
 #  include "../../Objects/hugepages/pymalloc.c"
 
 static void *

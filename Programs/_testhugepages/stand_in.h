@@ -23,6 +23,7 @@ typedef ssize_t Py_ssize_t;
 #endif
 #define SIZEOF_VOID_P __SIZEOF_POINTER__
 #define Py_BUILD_CORE 1
+#define Py_NO_INLINE
 #define PYMALLOC_USE_HUGEPAGES 1
 #define ARENA_SIZE ((size_t)1 << 21)
 #ifndef _Py_thread_local

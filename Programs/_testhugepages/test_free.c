@@ -17,15 +17,13 @@ make_pool(unsigned int used)
 {
     _PyMem_SetHugePages(PYMALLOC_HUGEPAGES_THP);
     some_pool made = {alloc_arena(), NULL, NULL, NULL};
-    if (made.arena == NULL) {
-        FAIL("no arena");
-        exit(1);
-    }
+    assert(made.arena != NULL);
     made.pool = (poolp)(made.arena + POOL_SIZE);
     made.block = (char *)made.pool + 64;
     made.next = made.block + 64;
     made.pool->ref.count = used;
     made.pool->freeblock = (pymem_block *)made.next;
+    test_inserted = NULL;
     return made;
 }
 
@@ -33,48 +31,41 @@ make_pool(unsigned int used)
 static void
 check_left(const some_pool *made, unsigned int used)
 {
-    char *next = (char *)made->pool->freeblock;
     CHECK_EQUAL(made->pool->ref.count, used);
-    CHECK(next == NULL || next == made->next);
+    CHECK((char *)made->pool->freeblock == made->next);
+    CHECK(test_inserted == NULL);
     CHECK(*(char **)made->block == NULL);
 }
 
+/* One of a full pool, too: then the pool has blocks for requests again. */
 TEST(free_block)
 {
-    some_pool made = make_pool(3);
-    CHECK_EQUAL(hugepages_free_block(made.block), 1);
-    CHECK_EQUAL(made.pool->ref.count, 2);
-    CHECK(made.pool->freeblock == (pymem_block *)made.block);
-    CHECK(*(char **)made.block == made.next);
-    free_arena(made.arena);
-}
-
-/* The last block of a pool, and one of a full pool, are obmalloc.c's. */
-TEST(free_block_of_obmalloc)
-{
-    for (unsigned int used = 1; used <= 3; used += 2) {
-        some_pool made = make_pool(used);
-        if (used == 3) {
-            made.pool->freeblock = NULL;
-        }
-        CHECK_EQUAL(hugepages_free_block(made.block), 0);
-        check_left(&made, used);
+    for (int full = 0; full <= 1; full++) {
+        some_pool made = make_pool(3);
+        char *next = full ? NULL : made.next;
+        made.pool->freeblock = (pymem_block *)next;
+        CHECK_EQUAL(hugepages_free_block(made.block), 1);
+        CHECK_EQUAL(made.pool->ref.count, 2);
+        CHECK(made.pool->freeblock == (pymem_block *)made.block);
+        CHECK(*(char **)made.block == next);
+        CHECK(test_inserted == (full ? made.pool : NULL));
         free_arena(made.arena);
     }
 }
 
-/* What is before and behind an arena is not touched, let alone read. */
+/* What is before and behind an arena is not touched, let alone read.  The last
+   block of a pool is obmalloc.c's. */
 TEST(free_block_of_others)
 {
-    some_pool made = make_pool(3);
+    some_pool made = make_pool(1);
     char *const others[] = {
         made.arena - 1, made.arena + ARENA_SIZE, NULL, (char *)16,
-        (char *)UINTPTR_MAX - 15, (char *)&made
+        (char *)UINTPTR_MAX - 15, (char *)&made, made.block
     };
     for (size_t i = 0; i < Py_ARRAY_LENGTH(others); i++) {
         CHECK_EQUAL(hugepages_free_block(others[i]), 0);
     }
-    check_left(&made, 3);
+    check_left(&made, 1);
     free_arena(made.arena);
 }
 
