@@ -67,6 +67,7 @@ static PyThreadState *test_tstate;
 
 /* The pool that free.c has put among those in use, or NULL. */
 static poolp test_inserted;
+
 static struct _obmalloc_state *
 get_state(void)
 {
